@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastscnn.config import Activation, FastSCNNConfig
-
-MIN_SIZE = 32
+from fastscnn.segment import MIN_SIZE, Segmenter
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -266,7 +265,7 @@ class Backbone(nn.Module):
         return high, self.global_feature_extractor(high)
 
 
-class FastSCNN(Backbone):
+class FastSCNN(Segmenter, Backbone):
     """Fast-SCNN for semantic segmentation (Table 1 of the paper).
 
     `forward` takes normalised RGB, N x 3 x H x W with H, W >= 32 (N >= 2 in training), and
@@ -312,13 +311,16 @@ class FastSCNN(Backbone):
 
         All N x num_classes x H x W. Needs `aux=True`.
         """
+        a, b, c = (self._upsample(s, x) for s in self.scores_aux(x))
+        return a, b, c
+
+    def scores_aux(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward_aux`, each at its own resolution: 1/8, 1/8 and 1/32 of the input."""
         if self.aux is None:
-            raise RuntimeError("forward_aux needs auxiliary heads: build the model with aux=True")
+            raise RuntimeError("auxiliary scores need auxiliary heads: build the model with aux=True")
         high, low = self._features(x)
         main = self.classifier(self.feature_fusion(high, low))
-        scores = (main, self.aux["high"](high), self.aux["low"](low))
-        a, b, c = (self._upsample(s, x) for s in scores)
-        return a, b, c
+        return main, self.aux["high"](high), self.aux["low"](low)
 
     def _upsample(self, scores: Tensor, x: Tensor) -> Tensor:
         return resize(scores, (x.shape[2], x.shape[3]), self.config.head_align_corners)

@@ -1,0 +1,47 @@
+"""Image files to uint8 RGB frames, and anything array-like to tensors and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+class ImageError(ValueError):
+    """A file that is not a readable image; the message names the file and the reason."""
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB H x W x 3, EXIF rotation applied.
+
+    Grayscale, palette, RGBA (alpha dropped), CMYK and 16-bit files are converted.
+    """
+    return read_image_noted(path)[0]
+
+
+def read_image_noted(path: Path) -> tuple[np.ndarray, str | None]:
+    """`read_image` and a note on the conversion that was needed, or None."""
+    try:
+        with Image.open(path) as im:
+            im.load()
+            mode = im.mode
+            rgb = _to_rgb(ImageOps.exif_transpose(im))
+    except UnidentifiedImageError:
+        reason = "it is empty" if path.stat().st_size == 0 else "not an image format known here"
+        raise ImageError(f"{path}: {reason}; expected a JPEG, PNG, BMP, WebP or TIFF") from None
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"{path}: {e}") from None
+    except (OSError, SyntaxError, ValueError) as e:
+        raise ImageError(f"{path}: cannot be read as an image ({e})") from None
+    return np.array(rgb), None if mode == "RGB" else f"{mode} converted to RGB"
+
+
+def _to_rgb(im: Image.Image) -> Image.Image:
+    if im.mode.startswith("I;16") or im.mode == "I":  # Pillow's own convert would clip at 255
+        return Image.fromarray((np.asarray(im).astype(np.uint32) >> 8).astype(np.uint8)).convert(
+            "RGB"
+        )
+    return im if im.mode == "RGB" else im.convert("RGB")

@@ -1,0 +1,172 @@
+"""Frames in, labels out: what a user calls, on any model that gives class scores."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastscnn.config import FastSCNNConfig
+
+if TYPE_CHECKING:
+    from fastscnn.checkpoints import Card
+
+MIN_SIZE = 32
+Size = tuple[int, int]
+
+
+class Segmenter:
+    """Adds `segment`, `preprocess` and `probabilities` to a module with `scores(x)`."""
+
+    config: FastSCNNConfig
+    num_classes: int
+    #: What is known about the weights; set by `fastscnn.load`.
+    card: Card | None = None
+
+    def segment(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Any:
+        """Labels of a uint8 frame: H x W x 3 to uint8 H x W, or N x H x W x 3 to N x H x W.
+
+        `frame` is a numpy array, a tensor on any device, or anything with `__dlpack__`; the labels
+        come back as the same kind, at the frame's size. `size=(height, width)` is the network's
+        input size (the frame is resized to it bilinearly); None means the working size that the
+        checkpoint's card names, scaled to the frame's aspect, or else the frame's own size.
+        `channels="bgr"` takes OpenCV's order.
+
+        Raises TypeError or ValueError naming what was expected for anything else.
+        """
+        frames, restore = to_frames(frame, channels)
+        out = (frames.shape[1], frames.shape[2])
+        with torch.no_grad():
+            frames = resize_frames(frames.to(self._device()), self.input_size(out, size))
+            return restore(self._labels(frames, out))
+
+    def preprocess(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Tensor:
+        """The normalised float N x 3 x H x W that `model(x)` takes, on the model's device.
+
+        Same `frame`, `size` and `channels` as `segment`.
+        """
+        frames, _ = to_frames(frame, channels)
+        out = (frames.shape[1], frames.shape[2])
+        frames = resize_frames(frames.to(self._device()), self.input_size(out, size))
+        return self._normalize(frames)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W (Fast-SCNN prob)."""
+        with torch.no_grad():
+            return torch.softmax(self(x).float(), dim=1)  # type: ignore[operator]
+
+    def input_size(self, frame: Size, size: Size | None = None) -> Size:
+        """(height, width) that the network sees for a frame of that size; see `segment`."""
+        if size is None:
+            size = frame
+            if self.card is not None and self.card.size is not None:
+                scale = min(self.card.size) / min(frame)
+                size = (round(frame[0] * scale), round(frame[1] * scale))
+        if len(size) != 2 or min(size) < MIN_SIZE:
+            h, w = (max(int(s), MIN_SIZE) for s in (*size, 0, 0)[:2])
+            raise ValueError(
+                f"size {'x'.join(map(str, size))}: expected (height, width) of at least {MIN_SIZE}; "
+                f"use size=({h}, {w})"
+            )
+        return int(size[0]), int(size[1])
+
+    def _normalize(self, frames: Tensor) -> Tensor:
+        """uint8 N x H x W x 3 to normalised N x 3 x H x W in the model's dtype."""
+        mean, std = (
+            torch.tensor(v, dtype=torch.float32, device=frames.device)
+            for v in (self.config.mean, self.config.std)
+        )
+        x = (frames.float() / 255 - mean) / std
+        return x.permute(0, 3, 1, 2).to(self._dtype())
+
+    def _labels(self, frames: Tensor, out: Size) -> Tensor:
+        """uint8 N x H x W x 3 on the model's device to uint8 labels N x out."""
+        scores: Tensor = self.scores(self._normalize(frames))  # type: ignore[attr-defined]
+        logits = F.interpolate(
+            scores.float(), out, mode="bilinear", align_corners=self.config.head_align_corners
+        )
+        return logits.max(dim=1)[1].to(torch.uint8)
+
+    def _device(self) -> torch.device:
+        return self._first().device
+
+    def _dtype(self) -> torch.dtype:
+        return self._first().dtype
+
+    def _first(self) -> Tensor:
+        return next(self.parameters())  # type: ignore[attr-defined,no-any-return]
+
+
+def resize_frames(frames: Tensor, size: Size) -> Tensor:
+    """Bilinear resize of uint8 N x H x W x 3, rounded to uint8; unchanged if it has that size."""
+    if (frames.shape[1], frames.shape[2]) == size:
+        return frames
+    x = frames.permute(0, 3, 1, 2)
+    if frames.device.type != "cpu":  # torch resizes uint8 on the CPU only
+        x = x.float()
+    y = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return (y if y.dtype == torch.uint8 else y.round().byte()).permute(0, 2, 3, 1).contiguous()
+
+
+def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """A frame or batch as an RGB tensor N x H x W x 3, and how its labels become the same kind."""
+    if channels not in ("rgb", "bgr"):
+        raise ValueError(f'channels={channels!r}: expected "rgb" or "bgr"')
+    tensor, back = _as_tensor(frame)
+    if tensor.dtype != torch.uint8:
+        raise TypeError(
+            f"frame has dtype {str(tensor.dtype).removeprefix('torch.')}: expected uint8 values "
+            "0..255; for normalised floats call model(x)"
+        )
+    if tensor.dim() not in (3, 4) or tensor.shape[-1] != 3:
+        raise ValueError(
+            f"frame has shape {tuple(tensor.shape)}: expected H x W x 3 or N x H x W x 3"
+            + _shape_hint(tuple(tensor.shape))
+        )
+    if tensor.numel() == 0:
+        raise ValueError(f"frame has shape {tuple(tensor.shape)}: expected at least one pixel")
+    single = tensor.dim() == 3
+    frames = tensor[None] if single else tensor
+    if channels == "bgr":
+        frames = frames.flip(-1)
+    device = tensor.device
+
+    def restore(labels: Tensor) -> Any:
+        return back((labels[0] if single else labels).to(device))
+
+    return frames.contiguous(), restore
+
+
+def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    if isinstance(frame, Tensor):
+        return frame.detach(), lambda labels: labels
+    if isinstance(frame, np.ndarray):
+        if frame.dtype != np.uint8:
+            raise TypeError(
+                f"frame has dtype {frame.dtype}: expected uint8 values 0..255; "
+                "for normalised floats call model(x)"
+            )
+        return torch.from_numpy(np.array(frame, order="C")), lambda labels: labels.numpy()
+    if hasattr(frame, "__dlpack__"):
+        library = importlib.import_module(type(frame).__module__.partition(".")[0])
+        back = getattr(library, "from_dlpack", None)
+        return torch.from_dlpack(frame), back or (lambda labels: labels)
+    raise TypeError(
+        f"frame is {type(frame).__name__}: expected a numpy array, a torch tensor or an object "
+        "with __dlpack__ (np.asarray(frame) converts a PIL image)"
+    )
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) >= 3 and shape[-3] == 3:
+        return "; this looks like 3 x H x W: move the channels last (permute(1, 2, 0))"
+    if len(shape) >= 3 and shape[-1] == 4:
+        return "; drop the alpha channel: frame[..., :3]"
+    if len(shape) == 2 or shape[-1:] == (1,):
+        return "; repeat a grayscale image three times along the last axis"
+    return ""
