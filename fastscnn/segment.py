@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,14 +29,22 @@ class Segmenter:
     #: What is known about the weights; set by `fastscnn.load`.
     card: Card | None = None
 
-    def segment(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Any:
+    def segment(
+        self,
+        frame: Any,
+        *,
+        size: Size | None = None,
+        channels: str = "rgb",
+        threads: int | None = None,
+    ) -> Any:
         """Labels of a uint8 frame: H x W x 3 to uint8 H x W, or N x H x W x 3 to N x H x W.
 
         `frame` is a numpy array, a tensor on any device, or anything with `__dlpack__`; the labels
         come back as the same kind, at the frame's size. `size=(height, width)` is the network's
         input size (the frame is resized to it bilinearly); None means the working size that the
         checkpoint's card names, scaled to the frame's aspect, or else the frame's own size.
-        `channels="bgr"` takes OpenCV's order.
+        `channels="bgr"` takes OpenCV's order. `threads` is the number of CPU threads; None means
+        torch's setting.
 
         Raises TypeError or ValueError naming what was expected for anything else.
         """
@@ -43,7 +52,7 @@ class Segmenter:
         out = (frames.shape[1], frames.shape[2])
         with torch.no_grad():
             frames = resize_frames(frames.to(self._device()), self.input_size(out, size))
-            return restore(self._labels(frames, out))
+            return restore(self._labels(frames, out, threads))
 
     def preprocess(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Tensor:
         """The normalised float N x 3 x H x W that `model(x)` takes, on the model's device.
@@ -84,13 +93,14 @@ class Segmenter:
         x = (frames.float() / 255 - mean) / std
         return x.permute(0, 3, 1, 2).to(self._dtype())
 
-    def _labels(self, frames: Tensor, out: Size) -> Tensor:
+    def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
         """uint8 N x H x W x 3 on the model's device to uint8 labels N x out."""
-        scores: Tensor = self.scores(self._normalize(frames))  # type: ignore[attr-defined]
-        logits = F.interpolate(
-            scores.float(), out, mode="bilinear", align_corners=self.config.head_align_corners
-        )
-        return logits.max(dim=1)[1].to(torch.uint8)
+        with torch_threads(threads):
+            scores: Tensor = self.scores(self._normalize(frames))  # type: ignore[attr-defined]
+            logits = F.interpolate(
+                scores.float(), out, mode="bilinear", align_corners=self.config.head_align_corners
+            )
+            return logits.max(dim=1)[1].to(torch.uint8)
 
     def _device(self) -> torch.device:
         return self._first().device
@@ -100,6 +110,21 @@ class Segmenter:
 
     def _first(self) -> Tensor:
         return next(self.parameters())  # type: ignore[attr-defined,no-any-return]
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Runs the body with that many torch threads; None leaves the setting alone."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads}: expected 1 or more, or None for torch's setting")
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
 
 
 def resize_frames(frames: Tensor, size: Size) -> Tensor:

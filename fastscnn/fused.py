@@ -1,0 +1,127 @@
+"""The drop-in fused network: the reference's parameters, run in fused kernels at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastscnn.fold import fold
+from fastscnn.model import FastSCNN, check_input
+from fastscnn.segment import Size
+
+
+class FusedFastSCNN(FastSCNN):
+    """A `FastSCNN` whose inference runs on folded weights in fused kernels.
+
+    Same parameters, same state dict, same results within rounding. In `eval()` and where no
+    gradient is asked for (`torch.no_grad()`, `torch.inference_mode()`, or parameters that need
+    none), `forward`, `scores`, `segment` and `probabilities` run fused: in C++ for float32 on the
+    CPU, in Triton and CUDA C++ on an NVIDIA GPU. Everywhere else (training, gradients, other
+    dtypes on the CPU) they are the reference's own mathematics.
+
+    Folded weights are derived data. They are renewed when a parameter or buffer changed
+    (`optimizer.step()`, `load_state_dict`, in-place operations) and after `train()`, `eval()` and
+    `.to()`. A write through `.data` cannot be seen: call `refold()` after it. Hooks on inner
+    modules do not run in the fused path.
+    """
+
+    _runtime: Any = None
+    _signature: Any = None
+
+    def refold(self) -> None:
+        """Drops the folded weights; the next fused call folds anew."""
+        self._runtime = self._signature = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._runs_fused(x):
+            return super().forward(x)
+        check_input(x)
+        logits: Tensor = self._current_runtime().logits(x.to(self._dtype()))
+        return logits
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores at 1/8 of the input size, N x num_classes x h x w."""
+        if not self._runs_fused(x):
+            return super().scores(x)
+        check_input(x)
+        scores: Tensor = self._current_runtime().scores(x.to(self._dtype()))
+        return scores
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W."""
+        with torch.no_grad():
+            if not self._runs_fused(x):
+                return super().probabilities(x)
+            check_input(x)
+            out = (x.shape[2], x.shape[3])
+            result: Tensor = self._current_runtime().probabilities(x.to(self._dtype()), out)
+            return result
+
+    def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
+        if not self._runs_fused(frames):
+            return super()._labels(frames, out, threads)
+        runtime = self._current_runtime()
+        labels: Tensor = (
+            runtime.labels(frames, out, threads=threads)
+            if frames.device.type == "cpu"
+            else runtime.labels(frames, out)
+        )
+        return labels
+
+    def _runs_fused(self, x: Tensor) -> bool:
+        weight = self.classifier.conv.weight
+        if self.training or (x.device.type == "cpu" and weight.dtype != torch.float32):
+            return False
+        if x.device != weight.device or x.device.type not in ("cpu", "cuda"):
+            return False  # torch's own error or device support
+        wants_gradient = x.requires_grad or any(p.requires_grad for p in self.parameters())
+        return not (torch.is_grad_enabled() and wants_gradient)
+
+    def _current_runtime(self) -> Any:
+        signature = self._state_signature()
+        if self._runtime is None or signature != self._signature:
+            self._runtime = self._build_runtime()
+            self._signature = signature
+        return self._runtime
+
+    def _build_runtime(self) -> Any:
+        folded = fold(self)
+        if self._device().type == "cpu":
+            from fastscnn.cpu_runtime import CpuRuntime
+
+            return CpuRuntime(folded, self.config, self.num_classes)
+        from fastscnn.gpu_runtime import GpuRuntime
+
+        return GpuRuntime(folded, self.config, self.num_classes, self._dtype())
+
+    def _state_signature(self) -> tuple[Any, ...]:
+        """Changes whenever a tensor that inference reads was replaced, moved or written."""
+        tensors = (
+            (id(t), t.data_ptr(), 0 if t.is_inference() else t._version)
+            for t in self._state_tensors()
+        )
+        return (self.feature_fusion.zero_skip, *tensors)
+
+    def _state_tensors(self) -> Iterator[Tensor]:
+        yield from self.parameters()
+        yield from self.buffers()
+
+    def train(self, mode: bool = True) -> FusedFastSCNN:
+        self.refold()
+        super().train(mode)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FusedFastSCNN:
+        self.refold()
+        super()._apply(*args, **kwargs)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the parameters only."""
+        state = dict(self.__dict__)
+        state.pop("_runtime", None)
+        state.pop("_signature", None)
+        return state
