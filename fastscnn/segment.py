@@ -15,7 +15,7 @@ from torch import Tensor
 from fastscnn.config import FastSCNNConfig
 
 if TYPE_CHECKING:
-    from fastscnn.checkpoints import Card
+    from fastscnn.card import Card
 
 MIN_SIZE = 32
 Size = tuple[int, int]

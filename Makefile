@@ -1,0 +1,41 @@
+# make demo [IMAGE=photo.jpg]   set up and segment a photo (or a drawn scene) into out/
+# make test [DATA=dir]          set up and run the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA_OPTION := $(if $(DATA),--data $(DATA))
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+ifdef IMAGE
+	$(BIN)/fastscnn segment "$(IMAGE)" -o out --force
+else
+	$(BIN)/fastscnn demo -o out
+endif
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest tests $(DATA_OPTION) $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest bench --benchmark-only $(DATA_OPTION) $(PYTEST_OPTIONS)
+
+clean:
+	rm -rf build $(VENV) fastscnn_kernels/_C*.so
+
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+
+$(VENV)/.packages: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.packages pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps -e .
+	touch $@

@@ -1,0 +1,28 @@
+"""Fast-SCNN: real-time semantic segmentation with fused kernels (Poudel et al. 2019)."""
+
+from fastscnn.classes import CAMVID, CITYSCAPES, Classes
+from fastscnn.config import PRESETS, FastSCNNConfig
+from fastscnn.fold import fold
+from fastscnn.fused import FusedFastSCNN
+from fastscnn.info import __version__, info
+from fastscnn.load import load, load_backbone
+from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.visualize import colorize, overlay
+
+__all__ = [
+    "CAMVID",
+    "CITYSCAPES",
+    "PRESETS",
+    "Classes",
+    "FastSCNN",
+    "FastSCNNClassifier",
+    "FastSCNNConfig",
+    "FusedFastSCNN",
+    "__version__",
+    "colorize",
+    "fold",
+    "info",
+    "load",
+    "load_backbone",
+    "overlay",
+]

@@ -1,0 +1,7 @@
+"""`python -m fastscnn`."""
+
+import sys
+
+from fastscnn.cli import main
+
+sys.exit(main())

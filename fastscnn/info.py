@@ -1,0 +1,65 @@
+"""What is installed and what runs where; asking is the only thing here that touches a GPU."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+__version__ = _version("fastscnn")
+
+
+def info() -> list[str]:
+    """Lines for a person: versions, devices, the implementation that each device uses."""
+    lines = [
+        f"fastscnn {__version__}",
+        f"python {platform.python_version()}, torch {torch.__version__}, "
+        f"triton {_version('triton')}",
+        *_cpu(),
+        *_gpu(),
+        f"shipped weights: {', '.join(shipped_weights()) or 'none'}",
+    ]
+    return lines
+
+
+def shipped_weights() -> list[str]:
+    """Names that `fastscnn.load` takes."""
+    folder = Path(__file__).parent / "weights"
+    return sorted(p.stem for p in folder.glob("*.safetensors"))
+
+
+def _cpu() -> list[str]:
+    from fastscnn_kernels.extension import device_info
+
+    d = device_info()
+    return [
+        f"cpu: {d['cpu_instruction_set']} of {', '.join(d['cpu_instruction_sets'])}; {torch.get_num_threads()} threads",
+        "  float32 inference: C++ kernels; training and other dtypes: the reference in PyTorch",
+    ]
+
+
+def _gpu() -> list[str]:
+    from fastscnn_kernels.extension import device_info
+
+    d = device_info()
+    built = "built with CUDA" if d["cuda_built"] else "built without CUDA"
+    if not torch.cuda.is_available():
+        return [f"gpu: 0 devices usable by torch; extension {built}"]
+    lines = []
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        lines.append(
+            f"cuda:{i}: {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB; "
+            f"inference: Triton kernels in one graph; extension {built}"
+        )
+    return lines

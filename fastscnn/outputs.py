@@ -1,0 +1,123 @@
+"""What `fastscnn segment` reads and writes: inputs, their outputs' names, atomic writing."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastscnn.classes import Classes
+from fastscnn.frames import IMAGE_SUFFIXES
+from fastscnn.video import VIDEO_SUFFIXES
+from fastscnn.visualize import colorize, overlay, palette_image
+
+KINDS = ("overlay", "labels", "color")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input file and the output files it gives, by kind (overlay, labels, color)."""
+
+    source: Path
+    targets: dict[str, Path]
+
+    @property
+    def is_video(self) -> bool:
+        return self.source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def plan_jobs(inputs: Sequence[str], out: Path, kinds: Sequence[str], *, force: bool) -> list[Job]:
+    """Jobs for files, folders (not recursive) and glob patterns; refuses to overwrite unforced.
+
+    `out` is a folder, or a file name where there is one image and one kind.
+    """
+    sources = _sources(inputs)
+    if out.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not out.is_dir():
+        if len(sources) != 1 or len(kinds) != 1:
+            raise ValueError(
+                f"-o {out} names one file, but there are {len(sources)} inputs and {len(kinds)} "
+                "kinds of output; give a folder"
+            )
+        jobs = [Job(sources[0], {kinds[0]: out})]
+        if jobs[0].is_video != (out.suffix.lower() in VIDEO_SUFFIXES):
+            kind = "a video" if jobs[0].is_video else "an image"
+            raise ValueError(f"-o {out}: the input {sources[0]} is {kind}; give a matching suffix")
+    else:
+        names = _unique_names(sources)
+        jobs = [Job(s, {k: out / _target(s, n, k) for k in kinds}) for s, n in names]
+    existing = [t for job in jobs for t in job.targets.values() if t.exists()]
+    if existing and not force:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise FileExistsError(f"{existing[0]}{more} exist(s) already; --force overwrites")
+    return jobs
+
+
+def _sources(inputs: Sequence[str]) -> list[Path]:
+    known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found: list[Path] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file())
+            if not files:
+                raise ValueError(f"{path}: no images or videos in this folder")
+            found += files
+        elif path.exists():
+            found.append(path)
+        else:
+            files = sorted(Path(p) for p in glob.glob(text, recursive=True))
+            if not files:
+                raise FileNotFoundError(f"{text}: no such file or folder, and no match as a pattern")
+            found += [p for p in files if p.is_file()]
+    return list(dict.fromkeys(found))
+
+
+def _unique_names(sources: list[Path]) -> list[tuple[Path, str]]:
+    """An output stem for each source: its own, with the suffix added where two would collide."""
+    stems = [s.stem for s in sources]
+    names = [
+        s.stem if stems.count(s.stem) == 1 else f"{s.stem}_{s.suffix.lstrip('.')}" for s in sources
+    ]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            other = sources[names.index(name)]
+            raise ValueError(
+                f"{sources[i]} and {other} would both be written as {name}; segment them into "
+                "different folders"
+            )
+    return list(zip(sources, names, strict=True))
+
+
+def _target(source: Path, name: str, kind: str) -> str:
+    if source.suffix.lower() not in VIDEO_SUFFIXES:
+        return f"{name}_{kind}.png"
+    return f"{name}_{kind}" if kind == "labels" else f"{name}_{kind}.mp4"
+
+
+def render(
+    kind: str, frame: np.ndarray, labels: np.ndarray, classes: Classes, opacity: float
+) -> Image.Image:
+    """The picture of one kind for one frame."""
+    if kind == "labels":
+        return palette_image(labels, classes)
+    picture = (
+        overlay(frame, labels, classes, opacity) if kind == "overlay" else colorize(labels, classes)
+    )
+    return Image.fromarray(picture)
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Writes to a temporary file beside `path`, then renames: never a half-written picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
