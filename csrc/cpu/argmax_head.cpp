@@ -1,0 +1,134 @@
+// argmax_head: bilinear sampling of class scores and the best class of every output pixel.
+
+#include <cmath>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace fastscnn::FASTSCNN_ISA {
+namespace {
+
+constexpr int kMaxClasses = 255;
+
+// A class this far below the winner adds less than 2e-11 to the sum of the softmax.
+constexpr float kNegligible = 25.f;
+
+// The scores at the four corners of a cell.
+struct Corners {
+    const float *top_left, *top_right, *bottom_left, *bottom_right;
+};
+
+// The classes that can win somewhere in the cell, ascending; returns how many.
+//
+// Sampling in the form w0 * a + w1 * b is monotone in every corner, also after rounding. So inside
+// the cell every class stays at or under its largest corner, and the class whose smallest corner is
+// m stays at or above m: a class with no corner at m or above never wins. In most cells of a real
+// image one class remains. `slack` keeps the classes down to that distance below m.
+int candidates(const Corners& c, int classes, float slack, uint8_t* list) {
+    Vec8 high[(kMaxClasses + 7) / 8];
+    Vec8 best = Vec8{} - INFINITY;
+    const int vectors = (classes + 7) / 8;
+    for (int v = 0; v < vectors; ++v) {
+        // The last vector ends at the last class: it may overlap the one before it.
+        const int at = classes < 8 ? 0 : 8 * v + 8 <= classes ? 8 * v : classes - 8;
+        Vec8 a, b, d, e;
+        if (classes >= 8) {
+            a = load<Vec8>(c.top_left + at), b = load<Vec8>(c.top_right + at);
+            d = load<Vec8>(c.bottom_left + at), e = load<Vec8>(c.bottom_right + at);
+        } else {
+            a = load_first<Vec8>(c.top_left, classes, -INFINITY);
+            b = load_first<Vec8>(c.top_right, classes, -INFINITY);
+            d = load_first<Vec8>(c.bottom_left, classes, -INFINITY);
+            e = load_first<Vec8>(c.bottom_right, classes, -INFINITY);
+        }
+        high[v] = max(max(a, b), max(d, e));
+        best = max(min(min(a, b), min(d, e)), best);
+    }
+    const Vec8 bound = Vec8{} + (max_of(best) - slack);
+    int count = 0;
+    for (int v = 0; v < vectors; ++v) {
+        const int at = classes < 8 ? 0 : 8 * v + 8 <= classes ? 8 * v : classes - 8;
+        uint32_t set = bits(high[v] >= bound) >> (8 * v - at) << (8 * v - at);
+        if (classes < 8) set &= (1u << classes) - 1;
+        for (; set; set &= set - 1) list[count++] = uint8_t(at + __builtin_ctz(set));
+    }
+    return count;
+}
+
+// One output row of one cell: pixels x .. end - 1, the listed classes only.
+template <bool kConfidence>
+void cell_row(const Corners& c, float w0, float w1, const AxisView& axis, int x, int end,
+              const uint8_t* list, int count, uint8_t* labels, float* confidence) {
+    float left[kMaxClasses], right[kMaxClasses];
+    for (int i = 0; i < count; ++i) {
+        left[i] = w0 * c.top_left[list[i]] + w1 * c.bottom_left[list[i]];
+        right[i] = w0 * c.top_right[list[i]] + w1 * c.bottom_right[list[i]];
+    }
+    for (; x < end; x += 8) {
+        const bool whole = x + 8 <= axis.out;
+        const Vec8 u0 = whole ? load<Vec8>(axis.w0 + x) : load_first<Vec8>(axis.w0 + x, end - x, 0);
+        const Vec8 u1 = whole ? load<Vec8>(axis.w1 + x) : load_first<Vec8>(axis.w1 + x, end - x, 0);
+        Vec8 best = u0 * left[0] + u1 * right[0];
+        Int8 label = Int8{} + list[0];
+        for (int i = 1; i < count; ++i) {
+            const Vec8 score = u0 * left[i] + u1 * right[i];
+            const Int8 wins = score > best;  // not >=: the lowest class wins a tie
+            best = wins ? score : best;
+            label = wins ? Int8{} + list[i] : label;
+        }
+        // Pixels past the cell's end are written too, and overwritten by the next cell.
+        const Byte8 bytes = __builtin_convertvector(label, Byte8);
+        std::memcpy(labels + x, &bytes, whole ? 8 : end - x);
+        if (kConfidence) {
+            Vec8 sum = {};
+            for (int i = 0; i < count; ++i)
+                sum += exp_negative(u0 * left[i] + u1 * right[i] - best);
+            store_first(confidence + x, 1.f / sum, whole ? 8 : end - x);
+        }
+    }
+}
+
+}  // namespace
+
+// A thread owns the output rows between two source rows and goes through them cell by cell. Bound
+// by the writes of the labels where one class wins a cell, else by two fused multiply-adds, a
+// comparison and two selections per class that may win and 8 pixels.
+void argmax_head(const ArgmaxHeadParams& p) {
+    const int rows = p.y.in, cols = p.x.in, classes = p.classes;
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 2)
+    for (int unit = 0; unit < p.batch * rows; ++unit) {
+        const int n = unit / rows, row = unit % rows;
+        const int y_begin = p.y.first[row], y_end = p.y.first[row + 1];
+        if (y_begin == y_end) continue;
+        const float* top = p.scores + int64_t(unit) * cols * classes;
+        const float* bottom = row + 1 < rows ? top + int64_t(cols) * classes : top;
+        const int64_t image = int64_t(n) * p.y.out * p.x.out;
+        for (int col = 0; col < cols; ++col) {
+            const int x = p.x.first[col], x_end = p.x.first[col + 1];
+            if (x == x_end) continue;
+            const int left = col * classes, right = (col + 1 < cols ? col + 1 : col) * classes;
+            const Corners c = {top + left, top + right, bottom + left, bottom + right};
+            uint8_t list[kMaxClasses];
+            int count = candidates(c, classes, p.confidence ? kNegligible : 0.f, list);
+            if (count == 0) {  // NaN everywhere
+                list[0] = 0;
+                count = 1;
+            }
+            for (int y = y_begin; y < y_end; ++y) {
+                uint8_t* labels = p.labels + image + int64_t(y) * p.x.out;
+                if (p.confidence) {
+                    float* confidence = p.confidence + image + int64_t(y) * p.x.out;
+                    cell_row<true>(c, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
+                                   confidence);
+                } else if (count == 1) {
+                    std::memset(labels + x, list[0], x_end - x);
+                } else {
+                    cell_row<false>(c, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
+                                    nullptr);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace fastscnn::FASTSCNN_ISA

@@ -1,0 +1,105 @@
+// Vectors of floats: the compiler's vector extensions, with the few operations they lack.
+//
+// Everything here lives in the namespace of one instruction set, so that the same names compiled
+// with different flags never meet in the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace fastscnn::FASTSCNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+#define FASTSCNN_INLINE inline __attribute__((always_inline))
+
+using Vec = float __attribute__((vector_size(4 * kLanes)));
+
+// Eight floats, whatever the registers: for work on short runs, such as the pixels of a x8 cell.
+using Vec8 = float __attribute__((vector_size(32)));
+using Int8 = int32_t __attribute__((vector_size(32)));
+using Byte8 = uint8_t __attribute__((vector_size(8)));
+
+template <class V>
+FASTSCNN_INLINE V load(const float* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class V>
+FASTSCNN_INLINE void store(float* p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+// The first n floats at p, then `rest`.
+template <class V>
+FASTSCNN_INLINE V load_first(const float* p, int n, float rest) {
+    float lanes[sizeof(V) / sizeof(float)];
+    for (int i = 0; i < int(sizeof(V) / sizeof(float)); ++i) lanes[i] = i < n ? p[i] : rest;
+    return load<V>(lanes);
+}
+
+template <class V>
+FASTSCNN_INLINE void store_first(float* p, V v, int n) {
+    std::memcpy(p, &v, n * sizeof(float));
+}
+
+// The second operand where one is NaN, like the machine's own instruction.
+template <class V>
+FASTSCNN_INLINE V max(V a, V b) {
+    return a > b ? a : b;
+}
+
+template <class V>
+FASTSCNN_INLINE V min(V a, V b) {
+    return a < b ? a : b;
+}
+
+FASTSCNN_INLINE float max_of(Vec8 v) {
+    float best = v[0];
+    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
+// Bit i is the sign of lane i: turns a comparison into a set.
+FASTSCNN_INLINE uint32_t bits(Int8 mask) {
+#if defined(__AVX2__)
+    return uint32_t(_mm256_movemask_ps((__m256)mask));
+#else
+    uint32_t set = 0;
+    for (int i = 0; i < 8; ++i) set |= (uint32_t(mask[i]) >> 31) << i;
+    return set;
+#endif
+}
+
+// e^x within 2 ulp for x in -87..0; 0 below.
+FASTSCNN_INLINE Vec8 exp_negative(Vec8 x) {
+    const Vec8 zero = {};
+    const Vec8 shift = zero + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec8 n = (x * 1.44269504f + shift) - shift;
+    const Vec8 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec8 p = zero + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    const Int8 power = (__builtin_convertvector(n, Int8) + 127) << 23;
+    Vec8 scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return x < -87.f ? zero : p * scale;
+}
+
+}  // namespace fastscnn::FASTSCNN_ISA
