@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastscnn: error: {_one_line(e)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as e:
-        print(f"fastscnn: error: out of GPU memory ({_one_line(e)}); use a smaller --size", file=sys.stderr)
+        print(
+            f"fastscnn: error: out of GPU memory ({_one_line(e)}); use a smaller --size",
+            file=sys.stderr,
+        )
         return 2
 
 
@@ -63,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob or video")
     p.add_argument("-o", "--out", type=Path, required=True, help="folder (or file for one image)")
     for kind, text in zip(
-        KINDS, ("frame tinted by class (default)", "index PNG with palette", "colour map"), strict=True
+        KINDS,
+        ("frame tinted by class (default)", "index PNG with palette", "colour map"),
+        strict=True,
     ):
         p.add_argument(f"--{kind}", action="store_true", help=f"write the {text}")
     p.add_argument("--force", action="store_true", help="overwrite existing files")

@@ -40,7 +40,7 @@ class FastSCNNConfig:
     ffm_dilation: int = 4
     #: Batch norm after the fusion's two 1x1 convolutions.
     ffm_bn: bool = True
-    #: Convolutions that carry a bias although batch norm follows: of "stem", "dsconv", "ppm", "ffm".
+    #: Convolutions with a bias although batch norm follows: of "stem", "dsconv", "ppm", "ffm".
     conv_bias: tuple[str, ...] = ()
     dropout: float = 0.1
     bn_eps: float = 1e-5

@@ -15,7 +15,9 @@ def street_scene(height: int = 720, width: int = 960, seed: int = 0) -> np.ndarr
 
     for y in range(horizon):  # sky, brighter toward the horizon
         t = y / horizon
-        draw.line([(0, y), (width, y)], fill=(int(165 + 65 * t), int(190 + 45 * t), int(225 + 20 * t)))
+        draw.line(
+            [(0, y), (width, y)], fill=(int(165 + 65 * t), int(190 + 45 * t), int(225 + 20 * t))
+        )
     draw.rectangle([0, horizon, width, height], fill=(150, 142, 132))  # pavement
     _buildings(draw, rng, width, height, horizon)
     for side in (0.10, 0.86):
@@ -37,7 +39,9 @@ def street_scene(height: int = 720, width: int = 960, seed: int = 0) -> np.ndarr
     _car(draw, 0.36, 0.66, 0.16, (150, 24, 28), width, height)
     _car(draw, 0.60, 0.57, 0.075, (210, 212, 216), width, height)
     pole = int(0.80 * width)
-    draw.rectangle([pole, int(0.16 * height), pole + width // 120, int(0.72 * height)], fill=(70, 72, 74))
+    draw.rectangle(
+        [pole, int(0.16 * height), pole + width // 120, int(0.72 * height)], fill=(70, 72, 74)
+    )
 
     image = image.filter(ImageFilter.GaussianBlur(max(height, width) / 900))
     noise = rng.normal(0, 5, (height, width, 1)) + rng.normal(0, 2, (height, width, 3))
@@ -92,10 +96,17 @@ def _car(
     draw.ellipse([cx - 0.52 * w, cy + 0.30 * w, cx + 0.52 * w, cy + 0.42 * w], fill=(50, 50, 53))
     for side in (-1, 1):
         draw.rectangle(
-            [cx + side * 0.38 * w - 0.07 * w, cy + 0.2 * w, cx + side * 0.38 * w + 0.07 * w, cy + 0.38 * w],
+            [
+                cx + side * 0.38 * w - 0.07 * w,
+                cy + 0.2 * w,
+                cx + side * 0.38 * w + 0.07 * w,
+                cy + 0.38 * w,
+            ],
             fill=(22, 22, 22),
         )
-    draw.rounded_rectangle([cx - 0.5 * w, cy - 0.08 * w, cx + 0.5 * w, cy + 0.3 * w], 0.06 * w, fill=color)
+    draw.rounded_rectangle(
+        [cx - 0.5 * w, cy - 0.08 * w, cx + 0.5 * w, cy + 0.3 * w], 0.06 * w, fill=color
+    )
     roof = [(-0.34, -0.34), (0.34, -0.34), (0.45, -0.06), (-0.45, -0.06)]
     draw.polygon([(cx + a * w, cy + b * w) for a, b in roof], fill=color)
     glass = [(-0.29, -0.29), (0.29, -0.29), (0.36, -0.08), (-0.36, -0.08)]

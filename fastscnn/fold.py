@@ -71,7 +71,8 @@ def _fold_block(block: ConvBN) -> Conv:
     conv, bn = block.conv, block.bn
     if bn is None:
         return Conv(conv.weight.detach().clone(), _bias(conv))
-    assert bn.running_mean is not None and bn.running_var is not None
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     return fold_batch_norm(
         conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps
     )

@@ -65,7 +65,7 @@ class FusedFastSCNN(FastSCNN):
             return super()._labels(frames, out, threads)
         runtime = self._current_runtime()
         labels: Tensor = (
-            runtime.labels(frames, out, threads=threads)
+            runtime.labels(frames, out, threads)[0]
             if frames.device.type == "cpu"
             else runtime.labels(frames, out)
         )

@@ -43,7 +43,8 @@ def _cpu() -> list[str]:
 
     d = device_info()
     return [
-        f"cpu: {d['cpu_instruction_set']} of {', '.join(d['cpu_instruction_sets'])}; {torch.get_num_threads()} threads",
+        f"cpu: {d['cpu_instruction_set']} (of {', '.join(d['cpu_instruction_sets'])}), "
+        f"{torch.get_num_threads()} threads",
         "  float32 inference: C++ kernels; training and other dtypes: the reference in PyTorch",
     ]
 

@@ -317,7 +317,9 @@ class FastSCNN(Segmenter, Backbone):
     def scores_aux(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward_aux`, each at its own resolution: 1/8, 1/8 and 1/32 of the input."""
         if self.aux is None:
-            raise RuntimeError("auxiliary scores need auxiliary heads: build the model with aux=True")
+            raise RuntimeError(
+                "auxiliary scores need auxiliary heads: build the model with aux=True"
+            )
         high, low = self._features(x)
         main = self.classifier(self.feature_fusion(high, low))
         return main, self.aux["high"](high), self.aux["low"](low)

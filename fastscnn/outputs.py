@@ -72,7 +72,9 @@ def _sources(inputs: Sequence[str]) -> list[Path]:
         else:
             files = sorted(Path(p) for p in glob.glob(text, recursive=True))
             if not files:
-                raise FileNotFoundError(f"{text}: no such file or folder, and no match as a pattern")
+                raise FileNotFoundError(
+                    f"{text}: no such file or folder, and no match as a pattern"
+                )
             found += [p for p in files if p.is_file()]
     return list(dict.fromkeys(found))
 

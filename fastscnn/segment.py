@@ -65,7 +65,7 @@ class Segmenter:
         return self._normalize(frames)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W (Fast-SCNN prob)."""
+        """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W ("prob")."""
         with torch.no_grad():
             return torch.softmax(self(x).float(), dim=1)  # type: ignore[operator]
 
@@ -79,8 +79,8 @@ class Segmenter:
         if len(size) != 2 or min(size) < MIN_SIZE:
             h, w = (max(int(s), MIN_SIZE) for s in (*size, 0, 0)[:2])
             raise ValueError(
-                f"size {'x'.join(map(str, size))}: expected (height, width) of at least {MIN_SIZE}; "
-                f"use size=({h}, {w})"
+                f"size {'x'.join(map(str, size))}: expected (height, width), both at least "
+                f"{MIN_SIZE}; use size=({h}, {w})"
             )
         return int(size[0]), int(size[1])
 

@@ -18,9 +18,7 @@ def conv_macs(model: nn.Module, x: torch.Tensor) -> int:
         nonlocal total
         total += m.weight.numel() * out.shape[0] * out.shape[2] * out.shape[3]
 
-    hooks = [
-        m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)
-    ]
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
     model(x)
     for h in hooks:
         h.remove()
