@@ -41,7 +41,9 @@ class Classes:
         )
 
     @classmethod
-    def for_count(cls, count: int, names: Sequence[str] = (), colors: Sequence[Any] = ()) -> Classes:
+    def for_count(
+        cls, count: int, names: Sequence[str] = (), colors: Sequence[Any] = ()
+    ) -> Classes:
         """The given names and colours; where missing, Cityscapes' for 19 classes, else numbers."""
         fallback = CITYSCAPES if count == 19 else CAMVID if count == 11 else cls.numbered(count)
         return cls(
