@@ -218,10 +218,18 @@ class FeatureFusion(nn.Module):
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         low = resize(low, (high.shape[2], high.shape[3]), self.align_corners)
-        y = self.low(self.depthwise(low))
+        y = self.low(self._filter(low))
         if not self.zero_skip:
             y = y + self.high(high)
         return F.relu(y)
+
+    def _filter(self, low: Tensor) -> Tensor:
+        # torch 2.13 computes a wrong bf16 weight gradient for a dilated depthwise convolution on
+        # the CPU (values up to 1e31), so this layer stays in fp32 there under autocast.
+        if low.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return self.depthwise(low.float())
+        return self.depthwise(low)
 
 
 class Classifier(nn.Module):
