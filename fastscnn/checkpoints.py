@@ -170,8 +170,6 @@ def convert(
     out_path = Path(out_path)
     layout = _layout_named(to)
     _check_suffix(out_path, layout)
-    if not out_path.parent.is_dir():
-        raise FileNotFoundError(f"{out_path.parent} is no folder: make it first")
     outputs = [out_path] if layout.table else [out_path, out_path.with_suffix(".json")]
     for existing in (p for p in outputs if p.exists() and not force):
         raise FileExistsError(f"{existing} exists: use --force (force=True) to overwrite it")
@@ -222,8 +220,11 @@ def _our_state(path: Path, tensors: Mapping[str, Tensor], best: Match) -> dict[s
             state[key] = tensors.get(name, torch.zeros(())).to(torch.int64)
             continue
         value = tensors[name]
-        if not value.is_floating_point():
-            raise CheckpointError(f"{path}: {name} has dtype {value.dtype}: expected floats")
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(
+                f"{path}: {name} is {value.dtype}, {value.layout}, on {value.device}: expected "
+                "dense floating-point values"
+            )
         state[key] = value.detach().to(torch.float32)
         array = state[key].numpy()  # not torch: a parallel region for each tensor costs more
         bad = array.size - int(np.isfinite(array).sum())

@@ -70,6 +70,8 @@ def check_readable(path: Path) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, which then takes its place."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
@@ -115,7 +117,7 @@ def _reason(error: Exception) -> str:
     """The telling line of an error: torch's advice to load without safety is left out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "nsupported" in line]
-    return (telling or lines or [type(error).__name__])[0][:200]
+    return (telling or lines or [type(error).__name__])[0].partition(" Please use")[0][:200]
 
 
 def _peel(content: Any) -> dict[str, Any]:
@@ -152,13 +154,27 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any] | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        if not names or not all(name.startswith(LEFTOVERS) for name in names):
+        names = _objects_in(path)
+        strange = [name for name in names if not name.startswith(LEFTOVERS)]
+        if strange:
+            raise CheckpointError(
+                f"{path} names {strange[0]}, which no state dict needs: refused, nothing was run; "
+                "save model.state_dict() instead"
+            ) from None
+        if not names:
             raise
         with torch.serialization.safe_globals([(_Blank, name) for name in names]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     card = content.get("card") if isinstance(content, Mapping) else None
     return content, card if isinstance(card, dict) else None
+
+
+def _objects_in(path: Path) -> list[str]:
+    """Names of the classes and functions in a file beside what tensors need."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except ValueError:  # the format before PyTorch 1.6
+        return []
 
 
 # safetensors
@@ -220,6 +236,13 @@ class _Array:
         self.value = np.frombuffer(data, np.dtype(dtype.code)).reshape(shape, order=order)  # type: ignore[call-overload]
 
 
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    """An array as pickle protocol 5 stores it."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", bytes(memoryview(data))))
+    return array
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise CheckpointError(f"bytes as {encoding!r}: expected latin1")
@@ -230,6 +253,8 @@ def _encode(text: str, encoding: str) -> bytes:
 _PADDLE_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
