@@ -1,0 +1,29 @@
+"""Fused operations on tensors; they know nothing of any network.
+
+CPU tensors run in C++, CUDA tensors in Triton; `fastscnn_kernels.reference` holds the plain-PyTorch
+twin of each. Importing this package touches no GPU and needs neither Triton nor the C++ extension.
+"""
+
+from fastscnn_kernels.argmax_head import argmax_head
+from fastscnn_kernels.depthwise_conv import depthwise_conv
+from fastscnn_kernels.dsconv import dsconv
+from fastscnn_kernels.feature_fusion import feature_fusion
+from fastscnn_kernels.inverted_residual import inverted_residual
+from fastscnn_kernels.learning_to_downsample import learning_to_downsample
+from fastscnn_kernels.pointwise_conv import pointwise_conv
+from fastscnn_kernels.pyramid_pool import pyramid_pool
+from fastscnn_kernels.softmax_head import softmax_head
+from fastscnn_kernels.stem_conv import stem_conv
+
+__all__ = [
+    "argmax_head",
+    "depthwise_conv",
+    "dsconv",
+    "feature_fusion",
+    "inverted_residual",
+    "learning_to_downsample",
+    "pointwise_conv",
+    "pyramid_pool",
+    "softmax_head",
+    "stem_conv",
+]

@@ -1,0 +1,64 @@
+"""Argument checks of the operations: every error names the operation, the argument, the fix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "relu6")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_map(op: str, name: str, x: Tensor) -> None:
+    """`x` is a non-empty float N x C x H x W."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}, expected a torch.Tensor")
+    if x.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op}: {name} is on {x.device}, expected the CPU or an NVIDIA GPU")
+    if x.dtype not in FLOATS or (x.dtype == torch.float64 and x.device.type == "cuda"):
+        raise TypeError(f"{op}: {name} is {x.dtype}, expected float32, float16 or bfloat16")
+    if x.dim() != 4 or 0 in x.shape:
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(x.shape)}, expected non-empty N x C x H x W"
+        )
+
+
+def check_tensor(
+    op: str, name: str, t: Tensor, shape: tuple[int, ...], like: Tensor | None = None
+) -> None:
+    """`t` has exactly `shape` and the dtype and device of `like`."""
+    if tuple(t.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {tuple(t.shape)}, expected {shape}")
+    if like is None:
+        return
+    if t.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} is {t.dtype}, expected {like.dtype} as the other tensors")
+    if t.device != like.device:
+        raise ValueError(f"{op}: {name} is on {t.device}, expected {like.device} as the others")
+
+
+def check_conv(
+    op: str, name: str, weight: Tensor, bias: Tensor, shape: tuple[int, ...], like: Tensor
+) -> None:
+    """A convolution's weight and bias."""
+    check_tensor(op, f"{name}weight", weight, shape, like)
+    check_tensor(op, f"{name}bias", bias, (shape[0],), like)
+
+
+def check_activation(op: str, activation: str, name: str = "activation") -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: {name}={activation!r}, expected 'none', 'relu' or 'relu6'")
+
+
+def check_step(op: str, stride: int, dilation: int) -> None:
+    if stride not in (1, 2):
+        raise ValueError(f"{op}: stride={stride}, expected 1 or 2")
+    if dilation < 1:
+        raise ValueError(f"{op}: dilation={dilation}, expected 1 or more")
+
+
+def check_size(op: str, size: tuple[int, int], classes: int) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{op}: size={tuple(size)}, expected (height, width) of at least 1")
+    if classes > 255:
+        raise ValueError(f"{op}: scores has {classes} channels, expected at most 255 classes")
