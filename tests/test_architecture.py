@@ -1,0 +1,76 @@
+"""Layers import in one direction; importing touches no GPU; optional parts stay optional."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+#: What a layer may import of the project.
+ALLOWED = {
+    "fastscnn_kernels": {"fastscnn_kernels"},
+    "fastscnn": {"fastscnn", "fastscnn_kernels"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_one_direction(layer: str) -> None:
+    files = sorted((ROOT / layer).rglob("*.py"))
+    assert files
+    for path in files:
+        ours = imports(path) & {"fastscnn", "fastscnn_kernels", "tests", "bench"}
+        assert ours <= ALLOWED[layer], f"{path} imports {ours - ALLOWED[layer]}"
+
+
+def test_kernels_know_no_framework() -> None:
+    """Only the bindings know Python; nothing under csrc knows torch."""
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    assert sources
+    for path in sources:
+        text = path.read_text()
+        assert "torch/" not in text, path
+        assert "ATen" not in text, path
+        if path.name != "bindings.cpp":
+            assert "pybind11" not in text, path
+            assert "Python.h" not in text, path
+
+
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_importing_touches_no_gpu() -> None:
+    """Any device query during import raises here."""
+    run(
+        "import torch\n"
+        "def refuse(*a, **k): raise AssertionError('device query at import')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = refuse\n"
+        "torch.cuda.current_device = torch.cuda.get_device_properties = refuse\n"
+        "import fastscnn, fastscnn_kernels, fastscnn.cli\n"
+    )
+
+
+@pytest.mark.parametrize("missing", ["triton", "av", "torchmetrics", "matplotlib", "tensorboard"])
+def test_works_without_optional_packages(missing: str) -> None:
+    run(
+        f"import sys\nsys.modules[{missing!r}] = None\n"
+        "import numpy as np, fastscnn, fastscnn.cli\n"
+        "labels = fastscnn.load(device='cpu').segment(np.zeros((64, 96, 3), np.uint8))\n"
+        "assert labels.shape == (64, 96)\n"
+    )

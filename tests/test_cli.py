@@ -1,0 +1,270 @@
+"""The command line as a user meets it: real files in, files and exit codes out."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastscnn
+from fastscnn.checkpoints import save
+from fastscnn.cli import main
+from fastscnn.demo import street_scene
+from fastscnn.frames import read_image
+from fastscnn.video import VideoReader, VideoWriter
+
+SCENE = street_scene(96, 128)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(SCENE).save(path)
+    return path
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a failed command prints."""
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("fastscnn: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_overlay_labels_and_color(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--overlay", "--labels", "--color", "--size", "96x128", "--opacity", "0.25"]
+    assert main(["segment", str(photo), "-o", str(out), *options]) == 0
+    expected = fastscnn.load().segment(SCENE, size=(96, 128))
+    with Image.open(out / "photo_labels.png") as im:
+        assert im.mode == "P"
+        assert np.array_equal(np.array(im), expected)
+        assert im.getpalette()[: 3 * 11] == [v for c in fastscnn.CAMVID.colors for v in c]
+    color = read_image(out / "photo_color.png")
+    assert np.array_equal(color, np.array(fastscnn.CAMVID.colors, np.uint8)[expected])
+    mixed = 0.75 * SCENE + 0.25 * color
+    assert np.abs(read_image(out / "photo_overlay.png") - mixed).max() <= 1
+    assert sorted(p.name for p in out.iterdir()) == [
+        "photo_color.png",
+        "photo_labels.png",
+        "photo_overlay.png",
+    ]
+
+
+def test_summary_and_working_size(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", str(photo), "-o", str(tmp_path / "one.png")]) == 0
+    out, err = capsys.readouterr()
+    assert "frame 96x128 -> network input" in err
+    assert "working size" in err
+    assert "Road" in out
+    assert "1 of 1 input(s)" in out
+    assert (tmp_path / "one.png").exists()
+
+
+def test_nothing_is_overwritten_without_force(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "photo_overlay.png"
+    target.write_bytes(b"mine")
+    assert main(["segment", str(photo), "-o", str(tmp_path)]) == 2
+    assert "--force overwrites" in error(capsys)
+    assert target.read_bytes() == b"mine"
+    assert main(["segment", str(photo), "-o", str(tmp_path), "--force"]) == 0
+    assert target.read_bytes() != b"mine"
+
+
+def test_folder_with_bad_files_does_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(SCENE).save(folder / "a.jpg")
+    Image.fromarray(SCENE).convert("L").save(folder / "gray.png")
+    Image.fromarray(SCENE).convert("RGBA").save(folder / "rgba.png")
+    Image.fromarray(SCENE[..., 0].astype(np.uint16) << 8).save(folder / "deep.png")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:500])
+    (folder / "notes.txt").write_text("not an image")
+    Image.new("RGB", (20, 64)).save(folder / "tiny.png")
+    assert main(["segment", str(folder), "-o", str(tmp_path / "out"), "--size", "64x96"]) == 1
+    out, err = capsys.readouterr()
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == [f"{n}_overlay.png" for n in ("a", "deep", "gray", "rgba", "tiny")]
+    assert "empty.jpg: it is empty" in err
+    assert "cut.jpg: cannot be read" in err
+    assert "L converted to RGB" in err
+    assert "5 of 7 input(s)" in out
+
+
+def test_small_image_needs_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (20, 64)).save(tmp_path / "tiny.png")
+    weights = tmp_path / "plain.safetensors"
+    save(fastscnn.FastSCNN(5), weights)
+    code = main(
+        [
+            "segment",
+            str(tmp_path / "tiny.png"),
+            "-o",
+            str(tmp_path / "out"),
+            "--weights",
+            str(weights),
+        ]
+    )
+    assert code == 2
+    assert "64x20" in error(capsys)
+
+
+def test_exif_rotation_is_respected(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees
+    Image.fromarray(SCENE).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "turned.jpg").shape == (128, 96, 3)
+
+
+def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png")[..., 1], deep >> 8)
+
+
+def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for d in ("a", "b"):
+        (tmp_path / d).mkdir()
+        Image.fromarray(SCENE).save(tmp_path / d / "x.png")
+    Image.fromarray(SCENE).save(tmp_path / "a" / "x.jpg")
+    out = tmp_path / "out"
+    assert main(["segment", str(tmp_path / "a"), "-o", str(out), "--size", "64x96"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["x_jpg_overlay.png", "x_png_overlay.png"]
+    pattern = str(tmp_path / "*" / "x.png")
+    assert main(["segment", pattern, "-o", str(out), "--force"]) == 2
+    assert "different folders" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["segment", "missing.png", "-o", "out"], "missing.png: no such file"),
+        (["segment", ".", "-o", "out"], "no images or videos"),
+        (["segment", "PHOTO", "-o", "out", "--weights", "nothing"], "no checkpoint 'nothing'"),
+        (["segment", "PHOTO", "-o", "out", "--weights", "."], "folder|directory"),
+        (["segment", "PHOTO", "-o", "out", "--device", "cuda:7"], "cuda:7"),
+        (["segment", "PHOTO", "-o", "out", "--device", "tpu"], "tpu"),
+        (["segment", "PHOTO", "-o", "out", "--size", "16x64"], "16x64.*at least 32"),
+        (["convert", "missing.pth", "x.safetensors"], "missing.pth"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(
+    arguments: list[str],
+    words: str,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    code = main([str(photo) if a == "PHOTO" else a for a in arguments])
+    assert code == 2
+    assert re.search(words, error(capsys))
+    assert not (tmp_path / "empty" / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--size", "64"], ["--opacity", "2"], ["--threads", "0"]])
+def test_bad_options_exit_2(photo: Path, option: list[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(["segment", str(photo), "-o", "out", *option])
+    assert e.value.code == 2
+
+
+def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "-o", str(tmp_path)]) == 0
+    assert "drawn from simple shapes" in capsys.readouterr().out
+    assert read_image(tmp_path / "demo_overlay.png").shape == (720, 960, 3)
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "cpu: " in text
+    assert "camvid" in text
+
+
+def test_demo_scene_is_segmented_sensibly() -> None:
+    """The shipped weights find road below, sky above, and the near car."""
+    scene = street_scene()
+    labels = fastscnn.load().segment(scene)
+    names = fastscnn.CAMVID.names
+
+    def share(region: np.ndarray, name: str) -> float:
+        return float((region == names.index(name)).mean())
+
+    assert share(labels[560:, 300:660], "Road") > 0.8
+    assert share(labels[:120, 300:660], "Sky") > 0.8
+
+
+def test_video_round_trip(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    source = tmp_path / "drive.mp4"
+    writer = VideoWriter(source, Fraction(10))
+    for i in range(5):
+        writer.write(np.roll(SCENE, 4 * i, axis=1))
+    writer.close()
+    out = tmp_path / "out"
+    options = ["--overlay", "--labels", "--size", "64x96"]
+    assert main(["segment", str(source), "-o", str(out), *options]) == 0
+    frames = list(VideoReader(out / "drive_overlay.mp4"))
+    assert len(frames) == 5
+    assert frames[0].shape == SCENE.shape
+    assert len(list((out / "drive_labels").glob("*.png"))) == 5
+    assert VideoReader(out / "drive_overlay.mp4").rate == 10
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    assert main(["segment", str(broken), "-o", str(out)]) == 2
+
+
+def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
+    """Ctrl-C: finished pictures stay, none is half-written, the exit code says so."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(200):
+        Image.fromarray(SCENE).save(folder / f"{i:03}.png")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fastscnn", "segment", str(folder), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("[0-9]*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    written = list(out.glob("*_overlay.png"))
+    assert 3 <= len(written) < 200
+    for path in written:
+        assert read_image(path).shape == SCENE.shape
+    assert len(list(out.iterdir())) == len(written)
+
+
+def test_street_photo(data_dir: Path, tmp_path: Path) -> None:
+    """A real road photo: road in front, sky above, by the file's own truth."""
+    name = "frankfurt_000000_000576"
+    photo = data_dir / "street" / "images" / f"{name}_leftImg8bit.png"
+    assert main(["segment", str(photo), "-o", str(tmp_path), "--labels"]) == 0
+    labels = np.array(Image.open(tmp_path / f"{photo.stem}_labels.png"))
+    truth = np.array(
+        Image.open(data_dir / "street" / "labels" / f"{name}_gtFine_labelTrainIds.png")
+    )
+    ours, theirs = fastscnn.CAMVID.names, fastscnn.CITYSCAPES.names
+    pairs = {"Road": "road", "Building": "building", "Sky": "sky", "Car": "car"}
+    for a, b in pairs.items():
+        found, real = labels == ours.index(a), truth == theirs.index(b)
+        if real.mean() > 0.01:
+            recall = (found & real).sum() / real.sum()
+            assert recall > 0.5, f"{a}: {recall:.2f} of the true pixels"

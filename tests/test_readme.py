@@ -1,0 +1,58 @@
+"""The README tells the truth: its Python runs, its commands and paths exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastscnn.cli import _parser
+from fastscnn.demo import street_scene
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str, document: Path = ROOT / "README.md") -> list[str]:
+    """Fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    """All Python blocks of the README in order, in one process, on a drawn photo."""
+    Image.fromarray(street_scene(180, 240)).save(tmp_path / "photo.jpg")
+    code = blocks("python")
+    assert code
+    subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, check=True, timeout=300)
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+    assert overlay.shape == (180, 240, 3)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_parse(document: Path) -> None:
+    """Every `fastscnn ...` line is accepted by the real parser, every make target exists."""
+    makefile = (ROOT / "Makefile").read_text()
+    for line in "".join(blocks("sh", document)).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["fastscnn"]:
+            _parser().parse_args(words[1:])
+        if words[:1] == ["make"]:
+            for target in (w for w in words[1:] if "=" not in w):
+                assert re.search(rf"^{target}:", makefile, re.M), f"no target {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_paths_exist(document: Path) -> None:
+    """Paths of the project in backquotes or links exist."""
+    text = document.read_text()
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", text) + re.findall(r"\]\(([\w./-]+)\)", text)
+    roots = {"csrc", "fastscnn", "fastscnn_kernels", "tests", "bench", "docs"}
+    for name in named:
+        if name.split("/")[0] in roots or "/" not in name:
+            assert (ROOT / name).exists() or (document.parent / name).exists(), name
