@@ -74,7 +74,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777  # what the umask gives; some writers narrow it
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

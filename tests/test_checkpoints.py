@@ -490,7 +490,9 @@ def test_own_file_keeps_weights_config_and_card(tmp_path: Path, suffix: str, aux
     assert Card.from_dict(json.loads(path.with_suffix(".json").read_text())) == expected
     for key, value in found.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
-    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_half_precision_file_loads_as_float32(tmp_path: Path) -> None:
