@@ -1,5 +1,6 @@
 """Fast-SCNN: real-time semantic segmentation with fused kernels (Poudel et al. 2019)."""
 
+from fastscnn.checkpoints import convert, save
 from fastscnn.classes import CAMVID, CITYSCAPES, Classes
 from fastscnn.config import PRESETS, FastSCNNConfig
 from fastscnn.fold import fold
@@ -20,9 +21,11 @@ __all__ = [
     "FusedFastSCNN",
     "__version__",
     "colorize",
+    "convert",
     "fold",
     "info",
     "load",
     "load_backbone",
     "overlay",
+    "save",
 ]

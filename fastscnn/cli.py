@@ -252,5 +252,9 @@ def _info(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     from fastscnn.checkpoints import convert
 
-    print(convert(args.source, args.target, to=args.to, force=args.force))
+    source = convert(args.source, args.target, to=args.to, force=args.force)
+    print(
+        f"{args.source}: {source.layout.name} layout, {source.card.num_classes} classes\n"
+        f"written to {args.target} in the {args.to} layout"
+    )
     return 0
