@@ -11,7 +11,8 @@ Reads x twice and the join's weights once per tile (from L2), writes y once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 import triton
@@ -59,49 +60,58 @@ def pool_rows_kernel(
 
 
 @triton.jit
+def _mean_of_cell(
+    sums, image, cell, channel,
+    H, W,
+    C: tl.constexpr, BIN: tl.constexpr, FIRST: tl.constexpr, SEGMENTS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Mean [channels] over one cell of a BIN x BIN grid, from the rows' sums."""
+    top = cell // BIN * H // BIN
+    bottom = ((cell // BIN + 1) * H + BIN - 1) // BIN
+    left = cell % BIN * W // BIN
+    right = ((cell % BIN + 1) * W + BIN - 1) // BIN
+    total = tl.zeros((channel.shape[0],), tl.float32)
+    for h0 in range(top, bottom, BLOCK_H):
+        h = h0 + tl.arange(0, BLOCK_H)
+        line = (image * H + h).to(tl.int64) * SEGMENTS + FIRST + cell % BIN
+        v = tl.load(
+            sums + line[:, None] * C + channel[None, :],
+            mask=(h < bottom)[:, None] & (channel < C)[None, :],
+            other=0.0,
+        )
+        total += tl.sum(v, axis=0)
+    return total / ((bottom - top) * (right - left)).to(tl.float32)
+
+
+@triton.jit
 def pool_branches_kernel(
     sums, weights, biases, maps,
     H, W,
     C: tl.constexpr, CB: tl.constexpr, BINS: tl.constexpr,
-    SEGMENTS: tl.constexpr, CELLS: tl.constexpr,
+    FIRST_CELL: tl.constexpr, FIRST_SEGMENT: tl.constexpr,
+    CELLS: tl.constexpr, SEGMENTS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1)
     channel = tl.arange(0, BLOCK_C)
     out = tl.arange(0, BLOCK_B)
-    first_cell = 0
-    first_segment = 0
     for i in tl.static_range(len(BINS)):
-        b: tl.constexpr = BINS[i]
-        cell = tl.program_id(0) - first_cell
-        if (cell >= 0) & (cell < b * b):
-            top = cell // b * H // b
-            bottom = ((cell // b + 1) * H + b - 1) // b
-            left = cell % b * W // b
-            right = ((cell % b + 1) * W + b - 1) // b
-            mean = tl.zeros((BLOCK_C,), tl.float32)
-            for h0 in range(top, bottom, BLOCK_H):
-                h = h0 + tl.arange(0, BLOCK_H)
-                line = (image * H + h).to(tl.int64) * SEGMENTS + first_segment + cell % b
-                v = tl.load(
-                    sums + line[:, None] * C + channel[None, :],
-                    mask=(h < bottom)[:, None] & (channel < C)[None, :],
-                    other=0.0,
-                )
-                mean += tl.sum(v, axis=0)
-            mean = mean / ((bottom - top) * (right - left)).to(tl.float32)
+        cell = tl.program_id(0) - FIRST_CELL[i]
+        if (cell >= 0) & (cell < BINS[i] * BINS[i]):
+            mean = _mean_of_cell(
+                sums, image, cell, channel, H, W, C, BINS[i], FIRST_SEGMENT[i], SEGMENTS, BLOCK_H
+            )
             w = tl.load(
                 weights[i] + out[:, None] * C + channel[None, :],
                 mask=(out < CB)[:, None] & (channel < C)[None, :],
                 other=0.0,
-            ).to(tl.float32)
-            y = tl.sum(w * mean[None, :], axis=1)
+            )
+            y = tl.sum(w.to(tl.float32) * mean[None, :], axis=1)
             y += tl.load(biases[i] + out, mask=out < CB, other=0.0).to(tl.float32)
             y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
             at = maps + (image * CELLS + tl.program_id(0)) * CB + out
             tl.store(at, y.to(maps.dtype.element_ty), mask=out < CB)
-        first_cell += b * b
-        first_segment += b
 
 
 @triton.jit
@@ -121,7 +131,8 @@ def pool_join_kernel(
     H, W, scales_h, scales_w,
     weight_out, weight_in, weight_tap,
     C: tl.constexpr, CB: tl.constexpr, CO: tl.constexpr, KERNEL: tl.constexpr,
-    BINS: tl.constexpr, CELLS: tl.constexpr, FIRST_X: tl.constexpr, FIRST_MAPS: tl.constexpr,
+    BINS: tl.constexpr, FIRST_CELL: tl.constexpr, CELLS: tl.constexpr,
+    FIRST_X: tl.constexpr, FIRST_MAPS: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr,
@@ -142,16 +153,14 @@ def pool_join_kernel(
             k = k0 + tl.arange(0, BLOCK_K)
             a = tl.load(line + k[None, :], mask=valid[:, None] & (k < C)[None, :], other=0.0)
             acc = _accumulate(acc, a, tap, FIRST_X + k, out, k < C, weight_in, weight_out, CO)
-        cell = maps + image * CELLS * CB
         for i in tl.static_range(len(BINS)):
-            b: tl.constexpr = BINS[i]
             a = bilinear(
-                cell, 0, y0, x0, valid, branch, b, b, scales_h[i], scales_w[i], CB, ALIGN_CORNERS
-            )
+                maps + (image * CELLS + FIRST_CELL[i]) * CB, 0, y0, x0, valid, branch,
+                BINS[i], BINS[i], scales_h[i], scales_w[i], CB, ALIGN_CORNERS,
+            )  # fmt: skip
             acc = _accumulate(
                 acc, a, tap, FIRST_MAPS[i] + branch, out, branch < CB, weight_in, weight_out, CO
             )
-            cell += b * b * CB
     acc += tl.load(bias + out, mask=out < CO, other=0.0).to(tl.float32)[None, :]
     tl.store(
         y + pixel_offset(image, row, column, H, W, CO)[:, None] + out[None, :],
@@ -196,7 +205,7 @@ def _pooled_branches(
     pool_branches_kernel[(cells, n)](
         sums, tuple(v.contiguous() for v in weights), tuple(biases), maps,
         h, w,
-        c, cb, bins, segments, cells,
+        c, cb, bins, _starts(b * b for b in bins), _starts(bins), cells, segments,
         t.rows, triton.next_power_of_2(c), triton.next_power_of_2(cb),
         num_warps=t.warps,
     )  # fmt: skip
@@ -214,8 +223,7 @@ def _join(
     n, c, h, w = x.shape
     co, kernel, cb = weight.shape[0], weight.shape[-1], maps.shape[2]
     bins = tuple(sorted(b for b in order if b))
-    widths = [cb if b else c for b in order]
-    first = {b: sum(widths[:i]) for i, b in enumerate(order)}
+    first = dict(zip(order, _starts(cb if b else c for b in order), strict=True))
     weight = taps_evenly_spaced(weight)
     y = empty_map(x, co, h, w)
     t = tiles.choose("pool_join", x, pixels=n * h * w, inner=c, outer=co)
@@ -226,9 +234,14 @@ def _join(
         tuple(resize_scale(b, h, align_corners) for b in bins),
         tuple(resize_scale(b, w, align_corners) for b in bins),
         weight.stride(0), weight.stride(1), weight.stride(3),
-        c, cb, co, kernel, bins, maps.shape[1],
+        c, cb, co, kernel, bins, _starts(b * b for b in bins), maps.shape[1],
         first[0], tuple(first[b] for b in bins), align_corners,
         t.rows, t.columns, t.outer, t.inner, max(16, triton.next_power_of_2(cb)),
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
     return y
+
+
+def _starts(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Where each of the parts begins that lie one after another."""
+    return tuple(itertools.accumulate(sizes, initial=0))[:-1]
