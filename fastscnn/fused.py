@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastscnn.cpu_runtime import CpuRuntime
 from fastscnn.fold import fold
+from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN, check_input
 from fastscnn.segment import Size
 
@@ -81,6 +83,8 @@ class FusedFastSCNN(FastSCNN):
         return not (torch.is_grad_enabled() and wants_gradient)
 
     def _current_runtime(self) -> Any:
+        if torch.compiler.is_compiling():  # registered operations, which a trace keeps whole
+            return GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
         signature = self._state_signature()
         if self._runtime is None or signature != self._signature:
             self._runtime = self._build_runtime()
@@ -90,11 +94,7 @@ class FusedFastSCNN(FastSCNN):
     def _build_runtime(self) -> Any:
         folded = fold(self)
         if self._device().type == "cpu":
-            from fastscnn.cpu_runtime import CpuRuntime
-
             return CpuRuntime(folded, self.config, self.num_classes)
-        from fastscnn.gpu_runtime import GpuRuntime
-
         return GpuRuntime(folded, self.config, self.num_classes, self._dtype())
 
     def _state_signature(self) -> tuple[Any, ...]:

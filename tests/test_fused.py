@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,3 +239,34 @@ def test_bad_input_is_refused_as_by_the_reference() -> None:
                 fused(x)
         with pytest.raises(TypeError, match="uint8"):
             fused(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_export_and_compile_see_the_operations() -> None:
+    """A trace holds our registered operations and computes the same."""
+    _, fused = pair()
+    with torch.no_grad():
+        expected = fused(X)
+        program = torch.export.export(fused, (X,))
+        targets = [str(n.target) for n in program.graph.nodes]
+        assert sum("fastscnn.inverted_residual" in t for t in targets) == 9
+        assert not any("aten.conv2d" in t for t in targets)
+        assert_same(program.module()(X), expected.double())
+        compiled = torch.compile(fused, backend="eager", fullgraph=True)
+        assert_same(compiled(X), expected.double())
+        fused.classifier.conv.bias.add_(1)  # a compiled network is never stale
+        assert_same(compiled(X), expected.double() + 1)
+
+
+def test_wrapped_in_distributed_data_parallel(tmp_path: Path) -> None:
+    """One process, gloo: the wrapper trains on gradients and runs fused without."""
+    _, fused = pair()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(fused)
+        with torch.no_grad():
+            assert torch.equal(wrapped(X), fused(X))
+        wrapped(X).mean().backward()
+        assert fused.classifier.conv.weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
