@@ -176,7 +176,10 @@ def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
                 f"frame has dtype {frame.dtype}: expected uint8 values 0..255; "
                 "for normalised floats call model(x)"
             )
-        return torch.from_numpy(np.array(frame, order="C")), lambda labels: labels.numpy()
+        array = np.ascontiguousarray(frame)
+        if not array.flags.writeable:  # torch has no read-only tensors
+            array = array.copy()
+        return torch.from_numpy(array), lambda labels: labels.numpy()
     if hasattr(frame, "__dlpack__"):
         library = importlib.import_module(type(frame).__module__.partition(".")[0])
         back = getattr(library, "from_dlpack", None)

@@ -129,6 +129,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "new parameter": lambda m: setattr(
         m.classifier.conv, "bias", nn.Parameter(m.classifier.conv.bias + 1)
     ),
+    "new module": lambda m: setattr(m.classifier, "conv", nn.Conv2d(128, 7, 1)),
     ".data and eval()": lambda m: (m.classifier.conv.bias.data.add_(1), m.eval()),
     ".to(dtype) and back": lambda m: m.to(torch.float64).float(),
     "zero_skip": lambda m: setattr(m.feature_fusion, "zero_skip", True),
