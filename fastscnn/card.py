@@ -10,6 +10,9 @@ from fastscnn.config import FastSCNNConfig
 
 FORMAT = 1
 
+#: Of a classifier for pre-training; labels of a segmentation network end at 254.
+MAX_CLASSES = 65535
+
 
 @dataclass
 class Card:
@@ -41,8 +44,8 @@ class Card:
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes or ())
         self.colors = tuple(_color(c) for c in self.colors or ())
-        if not _is_int(self.num_classes) or not 1 <= self.num_classes <= 255:
-            self._refuse("num_classes", "a number 1..255")
+        if not _is_int(self.num_classes) or not 1 <= self.num_classes <= MAX_CLASSES:
+            self._refuse("num_classes", f"a number 1..{MAX_CLASSES}")
         for name in ("classes", "colors"):
             if len(getattr(self, name)) not in (0, self.num_classes):
                 self._refuse(name, f"{self.num_classes} entries (one per class) or none")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscnn.card import Card
+from fastscnn.card import MAX_CLASSES, Card
 from fastscnn.config import FastSCNNConfig
 from fastscnn.formats import CheckpointError, read_tensors, write_atomically, write_tensors
 from fastscnn.layouts import LAYOUTS, Layout, Shape
@@ -74,7 +74,8 @@ class Match:
 def match(layout: Layout, tensors: Mapping[str, Tensor], config: FastSCNNConfig) -> Match:
     """Compare keys and shapes with what `layout` stores for a network of that config."""
     last = tensors.get(layout.names([layout.last])[layout.last])
-    num_classes = 19 if last is None or not last.dim() else min(max(last.shape[0], 1), 255)
+    most = 255 if layout.net is FastSCNN else MAX_CLASSES
+    num_classes = 19 if last is None or not last.dim() else min(max(last.shape[0], 1), most)
     shapes = layout.shapes(num_classes, config)
     expected = {theirs: shapes[ours] for ours, theirs in layout.names(shapes).items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
