@@ -1,10 +1,14 @@
-"""Segmentation data on disk: Cityscapes, CamVid, and any folder of images with index masks."""
+"""Data on disk: Cityscapes, CamVid, any folder of images with masks, folders of images by class."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,78 +17,141 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastscnn.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS, IGNORE, Classes
-from fastscnn.frames import IMAGE_SUFFIXES, read_image
+from fastscnn.frames import IMAGE_SUFFIXES, ImageError, read_image
+from fastscnn.masks import MaskFormat
+
+_T = TypeVar("_T")
+
+#: Largest share of a data set's files that may be unreadable.
+BAD_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and its mask file."""
+
+    image: Path
+    mask: Path
+    format: MaskFormat
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """uint8 image 3 x H x W (stored channels last) and uint8 mask H x W, 255 = ignore."""
+        image, mask = read_image(self.image), self.format.read(self.mask)
+        self._check_size(image.shape[:2], mask.shape)
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
+
+    def check(self) -> np.ndarray:
+        """The mask, after its size was compared with that in the image's header."""
+        mask = self.format.read(self.mask)
+        try:
+            with Image.open(self.image) as im:
+                w, h = im.size if im.getexif().get(0x0112, 1) < 5 else im.size[::-1]
+        except (OSError, SyntaxError) as error:
+            raise ImageError(f"{self.image}: cannot be read as an image ({error})") from None
+        self._check_size((h, w), mask.shape)
+        return mask
+
+    def _check_size(self, image: Sequence[int], mask: Sequence[int]) -> None:
+        if tuple(image) != tuple(mask):
+            raise ValueError(
+                f"{self.mask} is {mask[1]}x{mask[0]} but {self.image.name} is "
+                f"{image[1]}x{image[0]}: image and mask must have the same size"
+            )
 
 
 @dataclass
 class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of image and mask. Item: (uint8 3 x H x W, uint8 H x W with 255 = ignore).
-
-    `table` maps the 256 values of a mask file to class indices or 255; None marks values that
-    must not occur (reading one raises ValueError with the file's name).
-    """
+    """Pairs of image and mask. Item: (uint8 3 x H x W, uint8 H x W with 255 = ignore)."""
 
     name: str
     classes: Classes
-    images: list[Path]
-    masks: list[Path]
-    table: np.ndarray = field(repr=False)
-    allowed: np.ndarray = field(repr=False)
+    pairs: list[Pair] = field(repr=False)
+    #: What a person should know about these files.
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = read_image(self.images[index])
-        mask = self.read_mask(index)
-        if image.shape[:2] != mask.shape:
-            h, w = mask.shape
-            raise ValueError(
-                f"{self.masks[index]} is {w}x{h} but {self.images[index].name} is "
-                f"{image.shape[1]}x{image.shape[0]}: image and mask must have the same size"
-            )
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
+        return self.pairs[index].read()
 
-    def read_mask(self, index: int) -> np.ndarray:
-        """Class indices H x W, uint8."""
-        path = self.masks[index]
+    def limited(self, count: int) -> SegmentationData:
+        """That many of the pairs, evenly spread; all of them for 0."""
+        return replace(self, pairs=_spread(self.pairs, count))
+
+    def joined(self, other: SegmentationData) -> SegmentationData:
+        """The pairs of both, under this one's name."""
+        return replace(self, pairs=self.pairs + other.pairs, notes=self.notes + other.notes)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What all masks of a data set hold together."""
+
+    #: Pixels per class, and pixels without one.
+    counts: np.ndarray
+    ignored: int
+    #: Images by (height, width).
+    sizes: Counter[tuple[int, int]]
+    bad: list[str]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the labelled pixels per class."""
+        return self.counts / max(1, int(self.counts.sum()))
+
+
+def scan(data: SegmentationData, workers: int = 0) -> Scan:
+    """Reads all masks and all image headers; a pair that does not fit raises ValueError.
+
+    Unreadable files are listed, and refused where they are over 1 % of the data.
+    """
+
+    def look(pair: Pair) -> tuple[np.ndarray, tuple[int, int]] | str:
         try:
-            with Image.open(path) as im:
-                if im.mode not in ("L", "P", "1", "I", "I;16"):
-                    raise ValueError(
-                        f"{path} is {im.mode}: expected a single-channel mask of class indices; "
-                        "convert colours to indices first"
-                    )
-                raw = np.array(im)
-        except OSError as e:
-            raise ValueError(f"{path} cannot be read as a mask: {e}") from None
-        if raw.max(initial=0) > 255:
-            raise ValueError(f"{path} has value {raw.max()}: expected class indices up to 255")
-        raw = raw.astype(np.uint8)
-        if not self.allowed[raw].all():
-            bad = sorted({int(v) for v in np.unique(raw) if not self.allowed[v]})
-            raise ValueError(
-                f"{path} has values {bad[:8]}: expected class indices below {len(self.classes)} "
-                "or 255 (ignore)"
-            )
-        return self.table[raw]
+            mask = pair.check()
+        except ImageError as error:
+            return str(error)
+        return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1])
+
+    counts = np.zeros(256, np.int64)
+    sizes: Counter[tuple[int, int]] = Counter()
+    bad = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for seen in pool.map(look, data.pairs):
+            if isinstance(seen, str):
+                bad.append(seen)
+                continue
+            counts += seen[0]
+            sizes[seen[1]] += 1
+    check_bad(bad, len(data), data.name)
+    n = len(data.classes)
+    if not counts[:n].any():
+        raise ValueError(f"data {data.name}: no pixel of {len(data)} masks has a class")
+    return Scan(counts[:n], int(counts[n:].sum()), sizes, bad)
 
 
-def _tables(pairs: dict[int, int], others: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mask value table and the values that may occur; `others` maps the rest, None forbids it."""
-    table = np.full(256, IGNORE, np.uint8)
-    allowed = np.full(256, others is not None)
-    for value, index in {**pairs, IGNORE: IGNORE}.items():
-        table[value] = index
-        allowed[value] = True
-    return table, allowed
+def check_bad(bad: Sequence[str], total: int, name: str) -> None:
+    """Raises ValueError where more than 1 % of the files are unreadable."""
+    if len(bad) > BAD_SHARE * total:
+        raise ValueError(
+            f"data {name}: {len(bad)} of {total} images cannot be read, more than 1 %; "
+            f"first: {bad[0]}"
+        )
+
+
+def class_shares(data: SegmentationData, indices: Sequence[int] | None = None) -> np.ndarray:
+    """Share of the labelled pixels per class, from the masks (all, or those at `indices`)."""
+    chosen = data if indices is None else replace(data, pairs=[data.pairs[i] for i in indices])
+    return scan(chosen).shares
 
 
 def camvid(root: Path, split: str) -> SegmentationData:
     """CamVid, 11 classes: <root>/<split>/*.jpg|png with <root>/<split>annot/*.png."""
-    images, masks = _pair(root / split, root / f"{split}annot", "", "")
-    pairs = {i: i for i in range(len(CAMVID))} | {len(CAMVID): IGNORE}
-    return SegmentationData("camvid", CAMVID, images, masks, *_tables(pairs, None))
+    values = {i: i for i in range(len(CAMVID))} | {len(CAMVID): IGNORE}
+    masks = MaskFormat(CAMVID, values, ignored_colors=[(0, 0, 0)])
+    pairs, notes = _pair(root / split, root / f"{split}annot", masks)
+    return SegmentationData("camvid", CAMVID, pairs, notes)
 
 
 def cityscapes(root: Path, split: str, *, coarse: bool = False) -> SegmentationData:
@@ -96,30 +163,37 @@ def cityscapes(root: Path, split: str, *, coarse: bool = False) -> SegmentationD
     image_dir, label_dir = root / "leftImg8bit" / split, root / kind / split
     train_ids = any(label_dir.glob("*/*_labelTrainIds.png"))
     suffix = f"_{kind}_label{'TrainIds' if train_ids else 'Ids'}"
-    images, masks = _pair(image_dir, label_dir, "_leftImg8bit", suffix, pattern="*/*")
     values = range(19) if train_ids else CITYSCAPES_LABEL_IDS
-    tables = _tables({v: i for i, v in enumerate(values)}, IGNORE)
-    return SegmentationData("cityscapes", CITYSCAPES, images, masks, *tables)
+    masks = MaskFormat(CITYSCAPES, {v: i for i, v in enumerate(values)}, others=IGNORE)
+    pairs, notes = _pair(image_dir, label_dir, masks, "_leftImg8bit", suffix, pattern="*/*")
+    return SegmentationData("cityscapes", CITYSCAPES, pairs, notes)
 
 
 def folder(root: Path, split: str) -> SegmentationData:
     """Own data: <root>/classes.json, <root>/<split>/images/*, <root>/<split>/masks/*.png.
 
-    A mask has its image's name and holds class indices; 255 is ignored.
+    A mask has its image's name and holds class indices (255 is ignored) or the classes' colours.
+    "ignore_colors" in classes.json lists colours without a class.
     """
     classes = Classes.read(root / "classes.json")
-    images, masks = _pair(root / split / "images", root / split / "masks", "", "")
-    tables = _tables({i: i for i in range(len(classes))}, None)
-    return SegmentationData(root.name, classes, images, masks, *tables)
+    ignored = json.loads((root / "classes.json").read_text("utf-8")).get("ignore_colors", [])
+    colors = [(int(r), int(g), int(b)) for r, g, b in ignored]
+    masks = MaskFormat(classes, {i: i for i in range(len(classes))}, ignored_colors=colors)
+    pairs, notes = _pair(root / split / "images", root / split / "masks", masks)
+    return SegmentationData(root.resolve().name, classes, pairs, notes)
 
 
 def open_data(root: str | Path, split: str) -> SegmentationData:
-    """The data set below `root`, its kind recognised by its folders."""
+    """The data set below `root`, its kind recognised by its folders.
+
+    A split of Cityscapes that has coarse labels only, such as "train_extra", is read with those.
+    """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"data {root}: no such folder")
     if (root / "leftImg8bit").is_dir():
-        return cityscapes(root, split)
+        fine, rough = root / "gtFine" / split, root / "gtCoarse" / split
+        return cityscapes(root, split, coarse=rough.is_dir() and not fine.is_dir())
     if (root / f"{split}annot").is_dir():
         return camvid(root, split)
     if (root / "classes.json").is_file():
@@ -132,29 +206,76 @@ def open_data(root: str | Path, split: str) -> SegmentationData:
 
 
 def _pair(
-    image_dir: Path, mask_dir: Path, image_suffix: str, mask_suffix: str, pattern: str = "*"
-) -> tuple[list[Path], list[Path]]:
-    """Images and their masks by name; raises ValueError for an empty folder or a missing mask."""
+    image_dir: Path,
+    mask_dir: Path,
+    masks: MaskFormat,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    pattern: str = "*",
+) -> tuple[list[Pair], list[str]]:
+    """Images with their masks by name, and notes; a missing folder or mask raises ValueError."""
     for d in (image_dir, mask_dir):
         if not d.is_dir():
             raise ValueError(f"data: folder {d} is missing")
     images = sorted(p for p in image_dir.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise ValueError(f"data: no images in {image_dir}")
-    masks = []
+    pairs = []
     for image in images:
         stem = image.stem.removesuffix(image_suffix) + mask_suffix
         mask = mask_dir / image.relative_to(image_dir).parent / f"{stem}.png"
         if not mask.is_file():
-            raise ValueError(f"data: image {image} has no mask {mask}")
-        masks.append(mask)
-    return images, masks
+            others = [p.name for p in mask.parent.glob(f"{stem}.*")]
+            hint = f" ({others[0]} is no PNG)" if others else ""
+            raise ValueError(f"data: image {image} has no mask {mask}{hint}")
+        pairs.append(Pair(image, mask, masks))
+    used = {p.mask for p in pairs}
+    if len(used) < len(pairs):
+        names = [p.mask for p in pairs]
+        twice = next(p for p in pairs if names.count(p.mask) > 1)
+        raise ValueError(f"data: two images in {image_dir} share the mask {twice.mask}")
+    left = sorted(p for p in mask_dir.glob(f"{pattern}{mask_suffix}.png") if p not in used)
+    return pairs, [f"{len(left)} masks have no image, such as {left[0]}"] if left else []
 
 
-def class_shares(data: SegmentationData, indices: Sequence[int] | None = None) -> np.ndarray:
-    """Share of the labelled pixels per class, from the masks (all, or those at `indices`)."""
-    counts = np.zeros(256, np.int64)
-    for i in range(len(data)) if indices is None else indices:
-        counts += np.bincount(data.read_mask(i).ravel(), minlength=256)
-    labelled = counts[: len(data.classes)]
-    return labelled / max(1, labelled.sum())
+@dataclass
+class ImageFolders(Dataset[tuple[Tensor, int]]):
+    """Images by class, <root>/<split>/<class>/*. Item: (uint8 3 x H x W, class index)."""
+
+    name: str
+    names: tuple[str, ...]
+    files: list[tuple[Path, int]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        return torch.from_numpy(read_image(path)).permute(2, 0, 1), label
+
+    def limited(self, count: int) -> ImageFolders:
+        """That many of the images, evenly spread; all of them for 0."""
+        return replace(self, files=_spread(self.files, count))
+
+
+def image_folders(root: str | Path, split: str) -> ImageFolders:
+    """ImageNet's layout: one folder per class below <root>/<split>."""
+    base = Path(root) / split
+    if not base.is_dir():
+        raise ValueError(f"data: folder {base} is missing; expected {base}/<class>/*.jpg")
+    names = sorted(p.name for p in base.iterdir() if p.is_dir())
+    files = []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (base / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise ValueError(f"data: no images in {base / name}")
+        files += [(p, label) for p in found]
+    if len(names) < 2:
+        raise ValueError(f"data: {base} has {len(names)} class folders; expected two or more")
+    return ImageFolders(Path(root).resolve().name, tuple(names), files)
+
+
+def _spread(items: list[_T], count: int) -> list[_T]:
+    if not 0 < count < len(items):
+        return items
+    return [items[i * len(items) // count] for i in range(count)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastscnn.classes import IGNORE, Classes
@@ -22,7 +21,7 @@ class Result:
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union per class; NaN for a class that neither occurs nor is predicted."""
+        """Intersection over union per class; NaN where a class neither occurs nor is predicted."""
         return _iou(self.confusion)
 
     @property
@@ -39,6 +38,12 @@ class Result:
         ).reshape(len(groups), len(groups))
         names = (name for name, _ in self.classes.categories)
         return dict(zip(names, map(float, _iou(merged)), strict=True))
+
+    @property
+    def category_miou(self) -> float:
+        """Mean IoU over the categories that occur; NaN where the classes have none."""
+        values = [v for v in self.category_iou.values() if not np.isnan(v)]
+        return float(np.mean(values)) if values else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
@@ -58,7 +63,7 @@ class Result:
         }
         if self.classes.categories:
             values = self.category_iou
-            out["category_miou"] = number(float(np.nanmean(list(values.values()))))
+            out["category_miou"] = number(self.category_miou)
             out["category_iou"] = {n: number(v) for n, v in values.items()}
         return out
 
@@ -72,8 +77,7 @@ class Result:
         rows.append("-" * (width + 16))
         rows.append(f"{'class mIoU':{width}}  {_percent(self.miou)}")
         if self.classes.categories:
-            mean = float(np.nanmean(list(self.category_iou.values())))
-            rows.append(f"{'category mIoU':{width}}  {_percent(mean)}")
+            rows.append(f"{'category mIoU':{width}}  {_percent(self.category_miou)}")
         rows.append(f"{'pixel accuracy':{width}}  {_percent(self.pixel_accuracy)}")
         return "\n".join(rows)
 
@@ -97,17 +101,21 @@ def evaluate(
 
     `predict` takes a uint8 frame H x W x 3 and returns uint8 labels H x W, as `model.segment`.
     """
-    try:
-        from torchmetrics.classification import MulticlassConfusionMatrix
-    except ImportError:
-        raise ImportError(
-            "evaluation needs torchmetrics: pip install 'fastscnn[train]'"
-        ) from None
-
     n = len(classes)
-    counter = MulticlassConfusionMatrix(n, ignore_index=IGNORE, validate_args=False)
-    total = torch.zeros(n, n, dtype=torch.int64)
+    total = np.zeros((n, n), np.int64)
     for image, mask in pairs:
-        labels = predict(image.permute(1, 2, 0).contiguous())
-        total += counter(labels.long().cpu(), mask.long().cpu())
-    return Result(classes, total.numpy())
+        labels = predict(image.permute(1, 2, 0).contiguous()).cpu()
+        total += confusion(mask.numpy(), labels.numpy(), n)
+    return Result(classes, total)
+
+
+def confusion(truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels by (true class, label), classes x classes; where the truth is 255 none is counted."""
+    counted = truth != IGNORE
+    t, p = truth[counted].astype(np.int64), labels[counted].astype(np.int64)
+    if max(t.max(initial=0), p.max(initial=0)) >= classes:
+        raise ValueError(
+            f"truth up to {t.max(initial=0)} and labels up to {p.max(initial=0)}: expected class "
+            f"indices below {classes}, or 255 in the truth"
+        )
+    return np.bincount(classes * t + p, minlength=classes**2).reshape(classes, classes)

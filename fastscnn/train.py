@@ -1,291 +1,465 @@
-"""Training as in section 3.1: SGD, poly schedule, auxiliary losses, strong augmentation.
+"""Training as in section 3.1, for one process or many, resumable at every step.
 
-A run is a folder: `last.pth` (everything to resume), `best.pth`, `log.csv`. All randomness of an
-epoch follows from (seed, epoch), so a run that was killed and resumed ends with the same weights
-on a CPU as one that was not.
+A run is a folder. All randomness follows from (seed, epoch, image) and (seed, step), so a run that
+was killed and continued ends with the same weights on a CPU as one that was not.
 """
 
 from __future__ import annotations
 
-import csv
-import os
+import copy
+import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from fastscnn.augment import Augment
-from fastscnn.classes import IGNORE
-from fastscnn.config import FastSCNNConfig
-from fastscnn.data import SegmentationData, class_shares
-from fastscnn.evaluate import Result, evaluate
-from fastscnn.model import FastSCNN
+from fastscnn import distributed
+from fastscnn.augment import normalize
+from fastscnn.card import Card
+from fastscnn.checkpoints import save
+from fastscnn.data import SegmentationData, check_bad
+from fastscnn.loading import Batch, Order, Samples, derive
+from fastscnn.losses import Losses, parameter_groups
+from fastscnn.recipe import Recipe
+from fastscnn.run_folder import Board, RunFolder, size_on_disk
+from fastscnn.tasks import Score, make_task
+from fastscnn.train_report import Report, machine
+
+__all__ = ["Losses", "Options", "Recipe", "SegmentationData", "Trainer", "parameter_groups"]
+
+_AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run; the defaults are the paper's (section 3.1)."""
+class Options:
+    """How a run is carried out; nothing here decides its result."""
 
-    epochs: int = 1000
-    batch: int = 12
-    lr: float = 0.045
-    power: float = 0.9
-    momentum: float = 0.9
-    weight_decay: float = 4e-5
-    aux_weight: float = 0.4
-    #: Height and width of a training crop.
-    crop: tuple[int, int] = (1024, 2048)
-    #: Range of the random resize.
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: bool = True
-    brightness: float = 0.3
-    channel_noise: float = 0.1
-    #: "none", or "sqrt": cross-entropy weights 1 / sqrt(share of the class).
-    class_weights: str = "none"
-    #: Network input for validation and later use, (height, width); None is the image's own.
-    size: tuple[int, int] | None = None
-    val_every: int = 5
-    amp: bool = False
+    device: str = "cpu"
+    #: Processes that prepare samples, per training process; 0 prepares them in it.
     workers: int = 0
+    #: CPU threads of torch; 0 is torch's setting.
     threads: int = 0
-    seed: int = 0
+    compile: bool = False
+    #: Steps between two writings of `last.pth`, which the end of an epoch writes too.
+    save_every: int = 500
+    #: Epochs between two sets of pictures of validation images; 0 draws none.
+    overlays_every: int = 0
+    tensorboard: bool = False
+    #: Draw `curves.png` after every validation.
+    plot: bool = False
+    quiet: bool = False
 
 
-class Losses(nn.Module):
-    """The model with its loss: main and two auxiliary cross-entropies (weight 0.4 each)."""
+@dataclass
+class _Progress:
+    """How far a run is; part of its state."""
 
-    def __init__(self, model: FastSCNN, aux_weight: float, class_weights: Tensor | None) -> None:
-        super().__init__()
-        self.model = model
-        self.aux_weight = aux_weight
-        self.register_buffer("class_weights", class_weights)
-
-    def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of N x 3 x H x W against N x H x W uint8 labels (255 ignored).
-
-        The main loss is taken at full resolution, the auxiliary ones at that of their scores.
-        """
-        main, high, low = self.model.scores_aux(x)
-        size = (target.shape[1], target.shape[2])
-        align = self.model.config.head_align_corners
-        main = F.interpolate(main.float(), size, mode="bilinear", align_corners=align)
-        loss = self._cross_entropy(main, target)
-        for scores in (high, low):
-            small = F.interpolate(target[:, None].float(), scores.shape[2:], mode="nearest-exact")
-            loss = loss + self.aux_weight * self._cross_entropy(scores.float(), small[:, 0])
-        return loss
-
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        if not bool((target != IGNORE).any()):
-            return logits.sum() * 0
-        return F.cross_entropy(logits, target.long(), self.class_weights, ignore_index=IGNORE)
-
-
-class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """One epoch's augmented samples; each has its own generator, so workers change nothing."""
-
-    def __init__(self, data: SegmentationData, augment: Augment, seed: int) -> None:
-        self.data, self.augment, self.seed = data, augment, seed
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        return self.augment(*self.data[index], generator)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on everything but depthwise convolutions (section 3.1)."""
-    depthwise = {
-        id(m.weight)
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1
-    }
-    decayed = [p for p in model.parameters() if id(p) not in depthwise]
-    free = [p for p in model.parameters() if id(p) in depthwise]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+    step: int = 0
+    best: float = -1.0
+    #: Of the epoch under way: sum and number of the losses, seconds, and of these waiting for data.
+    loss_sum: float = 0.0
+    losses: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    total_seconds: float = 0.0
+    skipped: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
-    """One run in one folder; `run()` trains to the end, from `last.pth` where there is one."""
+    """One run in one folder; `run()` trains to the end, from `last.pth` where there is one.
+
+    `train` and `val` are `SegmentationData`, or `ImageFolders` for a recipe of task "classify".
+    `init` is a checkpoint whose weights a fresh run starts from.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        train: SegmentationData,
-        val: SegmentationData,
-        folder: Path,
+        train: Any,
+        val: Any,
+        folder: str | Path,
         *,
-        config: FastSCNNConfig | None = None,
-        device: str = "cpu",
+        options: Options | None = None,
+        init: str | Path | None = None,
     ) -> None:
-        self.recipe, self.train, self.val, self.folder = recipe, train, val, folder
-        self.device = torch.device(device)
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
+        self.recipe, self.options = recipe, options or Options()
+        self.device = distributed.start(self.options.device)
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
         torch.manual_seed(recipe.seed)
-        model = FastSCNN(len(train.classes), config=config, aux=True)
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.losses = Losses(self.model, recipe.aux_weight, self._class_weights()).to(self.device)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, recipe.weight_decay), lr=recipe.lr, momentum=recipe.momentum
-        )
-        self.steps_per_epoch = len(train) // recipe.batch
-        if self.steps_per_epoch == 0:
+        self.task = make_task(recipe, train, val, self.options.workers)
+        self.order = self._order(len(self.task.train))
+        self.init = "fresh weights" if init is None else self.task.initialise(init)
+        self.model = self._place(self.task.model)
+        self.losses = self._wrap(self.task.losses().to(self.device))
+        self.average = copy.deepcopy(self.model).eval() if recipe.ema else None
+        self.optimizer = self._optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.folder = RunFolder(Path(folder))
+        self.progress = _Progress()
+        self._unchecked: list[Tensor] = []
+        self._board = Board(None)
+        shown = distributed.rank() == 0 and not self.options.quiet
+        self.report = Report(recipe, self.order.steps_per_epoch, shown)
+
+    # Setting up
+
+    def _order(self, count: int) -> Order:
+        r, world = self.recipe, distributed.world()
+        if count < r.batch:
             raise ValueError(
-                f"batch {recipe.batch} is larger than the {len(train)} training images; "
-                f"use a batch of at most {len(train)}"
+                f"batch {r.batch} is larger than the {count} training images; use a batch of at "
+                f"most {count}"
             )
-        self.epoch = 0
-        self.best = 0.0
+        if r.batch % world or r.batch // world < 2:
+            raise ValueError(
+                f"batch {r.batch} for {world} processes: expected a multiple of {world}, with 2 or "
+                f"more images each; use --batch {max(2, round(r.batch / world)) * world}"
+            )
+        return Order(count, r.batch, r.epochs, r.seed, distributed.rank(), world)
+
+    def _place(self, model: Any) -> Any:
+        if self.recipe.sync_bn:
+            if self.device.type != "cuda":
+                raise ValueError("sync_bn needs GPUs: leave it out on a CPU")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _wrap(self, losses: nn.Module) -> nn.Module:
+        if self.options.compile:
+            losses = torch.compile(losses)  # type: ignore[assignment]
+        if distributed.world() == 1:
+            return losses
+        return nn.parallel.DistributedDataParallel(
+            losses,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=self.recipe.zero_skip,
+        )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        r = self.recipe
+        groups = parameter_groups(self.model, r.weight_decay)
+        if r.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=r.lr)
+        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.recipe.epochs * self.order.steps_per_epoch
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The weights that are validated and kept: averaged ones if the recipe asks for them."""
+        return self.average or self.model
+
+    # The run
 
     def run(self) -> float:
-        """Trains to the recipe's last epoch; returns the best validation mIoU."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "last.pth").exists():
-            self._resume()
-        while self.epoch < self.recipe.epochs:
-            start = time.perf_counter()
-            loss = self._train_epoch()
-            self.epoch += 1
-            due = self.epoch % self.recipe.val_every == 0 or self.epoch == self.recipe.epochs
-            result = self.validate() if due else None
-            if result is not None and result.miou > self.best:
-                self.best = result.miou
-                self._save("best.pth")
-            self._save("last.pth")
-            self._log(loss, result, time.perf_counter() - start)
-        return self.best
+        """Trains to the recipe's last epoch; returns the best validation score."""
+        self._prepare()
+        self._announce()
+        p = self.progress
+        try:
+            for batch, waited, begin in self._batches():
+                self._step(batch)
+                p.step += 1
+                took = time.perf_counter() - begin
+                p.waited += waited
+                p.seconds += took
+                loss, lr = p.loss_sum / max(1, p.losses), self.learning_rate(p.step - 1)
+                self.report.step(p.step, loss, lr, took, waited)
+                if p.step % self.order.steps_per_epoch == 0:
+                    self._finish_epoch()
+                elif p.step % self.options.save_every == 0:
+                    self._save()
+        except KeyboardInterrupt:
+            self.report.say(f"interrupted; the same command continues from {self.folder.state}")
+            raise
+        finally:
+            self.report.end_bar()
+            self._board.close()
+        return p.best
 
-    def _train_epoch(self) -> float:
+    def _announce(self) -> None:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        processes = f"{distributed.world()} process(es), {self.options.workers} workers each"
+        self.report.plan(
+            self.task.describe(),
+            f"{parameters / 1e6:.2f} M parameters; {self.init}",
+            self.progress.step,
+            f"{machine(self.device)}; {processes}",
+            str(self.folder.path),
+        )
+
+    def _prepare(self) -> None:
+        """Resumes if there is something to resume; checks the folder before time is spent."""
+        state = None
+        if distributed.rank() == 0:
+            self.folder.prepare(8 * size_on_disk(self.model) + 16_000_000)
+            if self.options.plot:
+                from fastscnn.plots import require_matplotlib
+
+                require_matplotlib()
+            state = self.folder.read_state(torch.device("cpu"))
+        state = distributed.from_first(state)
+        if state is not None:
+            self._restore(state)
+        if distributed.rank() == 0:
+            folder = self.folder.path if self.options.tensorboard else None
+            self._board = Board(folder, self.progress.step)
+        self.order.first_step = self.progress.step
+
+    def _batches(self) -> Iterator[tuple[Batch, float, float]]:
+        """Batches with the seconds that each was waited for and the time when that began."""
+        samples = Samples(self.task.sample, len(self.task.train), derive(self.recipe.seed, 1))
+        loader = samples.loader(self.order, self.options.workers, self.device)
+        batches = iter(loader)
+        self._train_mode()
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if batch.error:
+                raise ValueError(f"data {self.task.train.name}: {batch.error}")
+            self._note_skipped(batch.skipped)
+            yield batch, time.perf_counter() - begin, begin
+
+    def _step(self, batch: Batch) -> None:
+        """One step of the optimizer."""
+        r, config = self.recipe, self.model.config
+        torch.manual_seed(derive(r.seed, 2, self.progress.step, distributed.rank()))  # dropout
+        lr = self.learning_rate(self.progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        x = normalize(images, batch.factors, config.mean, config.std)
+        with torch.autocast(self.device.type, _AMP[r.amp], enabled=r.amp != "none"):
+            loss = self.losses(x, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if r.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), r.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            update_average(self.average, self.model, r.ema, self.progress.step)
+        self._unchecked.append(loss.detach())
+        if self.device.type == "cpu" or len(self._unchecked) >= 10:  # reading a loss stops a GPU
+            self._check_losses(self.progress.step)
+
+    def learning_rate(self, step: int) -> float:
+        """Poly schedule with a linear rise over the first `warmup_steps`."""
         r = self.recipe
-        torch.manual_seed(r.seed * 7919 + self.epoch)  # dropout
+        rise = min(1.0, (step + 1) / r.warmup_steps) if r.warmup_steps else 1.0
+        return r.lr * rise * (1 - step / self.steps) ** r.power
+
+    def _train_mode(self) -> None:
         self.model.train()
-        total, steps = 0.0, self.steps_per_epoch
-        bar = tqdm(
-            self._batches(), f"epoch {self.epoch + 1}/{r.epochs}", steps, unit="it", leave=False
+        if self.recipe.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    # Watching over it
+
+    def _check_losses(self, last_step: int) -> None:
+        """Adds up the losses since the last check; one that is not finite ends the run."""
+        if not self._unchecked:
+            return
+        values = distributed.total(torch.stack(self._unchecked)) / distributed.world()
+        first = last_step - len(self._unchecked) + 1
+        self._unchecked = []
+        for step, value in enumerate(values.tolist(), first):
+            if value != value or abs(value) == float("inf"):
+                raise FloatingPointError(self._diverged(f"the loss is {value}", step))
+            self.progress.loss_sum += value
+            self.progress.losses += 1
+
+    def _check_weights(self) -> None:
+        finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()])
+        if not bool(finite.all()):
+            step = self.progress.step - 1
+            raise FloatingPointError(self._diverged("weights are no longer finite", step))
+
+    def _diverged(self, what: str, step: int) -> str:
+        epoch, within = divmod(step, self.order.steps_per_epoch)
+        names = ", ".join(self.task.file(index) for _, index in self.order.at(step)[:4])
+        kept = (
+            f"{self.folder.state} holds the last good state"
+            if self.folder.state.exists()
+            else "nothing was saved yet"
         )
-        for step, (images, target) in enumerate(bar):
-            done = (self.epoch * steps + step) / (r.epochs * steps)
-            lr = r.lr * (1 - done) ** r.power
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            x = self.model._normalize(images.to(self.device).permute(0, 2, 3, 1))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=r.amp):
-                loss = self.losses(x, target.to(self.device))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"loss is {value} at epoch {self.epoch + 1}, step {step + 1}; {self.folder}/"
-                    "last.pth holds the last good state: lower lr and resume"
+        return (
+            f"{what} at epoch {epoch + 1}, step {within + 1} of {self.order.steps_per_epoch} "
+            f"(images {names}, ...); {kept}. Use a lower --lr, --clip-norm 1 or --amp none, with "
+            f"--init {self.folder.best} and another --out"
+        )
+
+    def _note_skipped(self, messages: list[str]) -> None:
+        known = self.progress.skipped
+        for message in messages:
+            if message not in known:
+                known.append(message)
+                self.report.say(f"skipped: {message}")
+                check_bad(known, len(self.task.train), self.task.train.name)
+
+    # The end of an epoch
+
+    def _finish_epoch(self) -> None:
+        p, r = self.progress, self.recipe
+        self._check_losses(p.step - 1)
+        self._check_weights()
+        epoch = p.step // self.order.steps_per_epoch
+        begin = time.perf_counter()
+        score = None
+        if epoch % r.val_every == 0 or epoch == r.epochs:
+            score = self._validate()
+        if self.options.overlays_every and epoch % self.options.overlays_every == 0:
+            self._draw(epoch)
+        p.total_seconds += p.seconds + time.perf_counter() - begin
+        row = self._row(epoch, score, time.perf_counter() - begin)
+        p.rows.append(row)
+        p.loss_sum, p.losses, p.seconds, p.waited = 0.0, 0, 0.0, 0.0
+        self._write(row, score)
+        self._train_mode()
+
+    def _validate(self) -> Score:
+        distributed.share_buffers(self.model, self.average)
+        self.deployed.eval()
+        return self.task.validate(self.deployed)
+
+    def _draw(self, epoch: int) -> None:
+        if distributed.rank() == 0:
+            self.deployed.eval()
+            for _ in self.task.pictures(
+                self.deployed, self.folder.path / "overlays" / f"epoch_{epoch:04d}"
+            ):
+                pass
+
+    def _row(self, epoch: int, score: Score | None, validation: float) -> dict[str, Any]:
+        p, r = self.progress, self.recipe
+        done = self.order.steps_per_epoch * r.batch
+        return {
+            "epoch": epoch,
+            "step": p.step,
+            "images": p.step * r.batch,
+            "lr": round(self.learning_rate(p.step - 1), 6),
+            "loss": round(p.loss_sum / max(1, p.losses), 5),
+            **({} if score is None else {k: round(v, 5) for k, v in score.values.items()}),
+            "images_per_second": round(done / max(p.seconds, 1e-9), 2),
+            "data_wait": round(p.waited / max(p.seconds, 1e-9), 4),
+            "skipped": len(p.skipped),
+            "seconds": round(p.seconds + validation, 2),
+        }
+
+    def _write(self, row: dict[str, Any], score: Score | None) -> None:
+        """Best weights, state, log, curves and a line for the reader, in that order."""
+        p = self.progress
+        better = score is not None and score.best_by > p.best
+        if better and score is not None:
+            p.best = score.best_by
+        if distributed.rank() == 0:
+            if better:
+                save(self.deployed, self.folder.best, self._card(row))  # type: ignore[arg-type]
+            self._save()
+            self.folder.write_log(p.rows)
+            self._board.add({k: v for k, v in row.items() if k not in ("epoch", "step")}, p.step)
+            if self.options.plot and score is not None:
+                from fastscnn.plots import plot_curves
+
+                plot_curves(
+                    [self.folder.path], self.folder.path / "curves.png", self.task.score_name
                 )
-            total += value
-            bar.set_postfix(loss=f"{value:.3f}", lr=f"{lr:.4f}")
-        return total / steps
+        values, unreadable = (score.values, score.unreadable) if score else ({}, 0)
+        self.report.epoch(row, values, p.best, unreadable, p.total_seconds)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        r = self.recipe
-        seed = r.seed * 1_000_000 + self.epoch
-        augment = Augment(r.crop, r.scale, r.flip, r.brightness, r.channel_noise)
-        loader = DataLoader(
-            _Augmented(self.train, augment, seed),
-            batch_size=r.batch,
-            shuffle=True,
-            drop_last=True,
-            num_workers=r.workers,
-            generator=torch.Generator().manual_seed(seed),
-            pin_memory=self.device.type == "cuda",
-        )
-        return iter(loader)
-
-    def validate(self) -> Result:
-        """Evaluation of the current weights on the validation split."""
-        self.model.eval()
-
-        def predict(frame: Tensor) -> Tensor:
-            labels: Tensor = self.model.segment(frame, size=self.recipe.size)
-            return labels
-
-        pairs = (self.val[i] for i in range(len(self.val)))
-        return evaluate(
-            predict, tqdm(pairs, "validate", len(self.val), leave=False), self.val.classes
+    def _card(self, row: Mapping[str, Any]) -> Card:
+        metrics = {k: row[k] for k in (self.task.score_name, "pixel_accuracy", "top5") if k in row}
+        return replace(
+            self.task.card(),
+            recipe=self.recipe.to_dict(),
+            epochs=row["epoch"],
+            commit=_commit(),
+            metrics={"split": "val", **metrics},
+            machine=machine(self.device),
+            wall_time=round(self.progress.total_seconds, 1),
         )
 
-    def _class_weights(self) -> Tensor | None:
-        if self.recipe.class_weights == "none":
-            return None
-        if self.recipe.class_weights != "sqrt":
-            raise ValueError(
-                f'class_weights={self.recipe.class_weights!r}: expected "none" or "sqrt"'
-            )
-        share = np.maximum(class_shares(self.train), 1e-4)
-        weights = share**-0.5
-        return torch.tensor(weights / (weights * share).sum(), dtype=torch.float32)
+    def _save(self) -> None:
+        self._check_losses(self.progress.step - 1)
+        self._check_weights()
+        if distributed.rank() != 0:
+            return
+        self.folder.write_state(
+            {
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "progress": vars(self.progress),
+                "recipe": self.recipe.to_dict(),
+                "data": self._identity(),
+                "card": self.task.card().to_dict(),
+            }
+        )
 
-    def _save(self, name: str) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "best": self.best,
-            "recipe": asdict(self.recipe),
-            "card": {
-                "config": self.model.config.to_dict(),
-                "num_classes": self.model.num_classes,
-                "classes": list(self.train.classes.names),
-                "colors": [list(c) for c in self.train.classes.colors],
-                "size": list(self.recipe.size) if self.recipe.size else None,
-                "data": self.train.name,
-                "epochs": self.epoch,
-            },
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to continue."""
+        return {
+            "data": self.task.train.name,
+            "classes": list(self.task.class_names),
+            "training images": len(self.task.train),
         }
-        temporary = self.folder / f".{name}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / name)
 
-    def _resume(self) -> None:
-        path = self.folder / "last.pth"
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        before = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["recipe"].items()})
-        free = {"val_every": 0, "workers": 0, "threads": 0}
-        if replace(before, **free) != replace(self.recipe, **free):
-            changed = [k for k, v in asdict(self.recipe).items() if getattr(before, k) != v]
-            raise ValueError(
-                f"{path} was trained with another recipe ({', '.join(changed)} differ); "
-                "use the same recipe or another output folder"
-            )
+    def _restore(self, state: dict[str, Any]) -> None:
+        where = f"{self.folder.state} was trained with"
+        use = "give the same ones, or another --out"
+        mine = self._identity()
+        for what, before in state["data"].items():
+            now = mine[what]
+            if what == "classes" and len(now) != len(before):
+                raise ValueError(f"{where} {len(before)} classes, not {len(now)}; {use}")
+            if now != before:
+                raise ValueError(f"{where} other {what} ({before}, now {now}); {use}")
+        differ = self.recipe.differences(Recipe.from_dict(state["recipe"]))
+        if differ:
+            raise ValueError(f"{where} another recipe: {'; '.join(differ)}; {use}")
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.best = state["epoch"], state["best"]
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = _Progress(**state["progress"])
+        self.init = f"continued from epoch {self.progress.step / self.order.steps_per_epoch:.4g}"
 
-    def _log(self, loss: float, result: Result | None, seconds: float) -> None:
-        path = self.folder / "log.csv"
-        row = {
-            "epoch": self.epoch,
-            "loss": round(loss, 4),
-            "miou": "" if result is None else round(result.miou, 4),
-            "pixel_accuracy": "" if result is None else round(result.pixel_accuracy, 4),
-            "seconds": round(seconds, 1),
-        }
-        new = not path.exists()
-        with path.open("a", newline="") as f:
-            writer = csv.DictWriter(f, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        tqdm.write(", ".join(f"{k} {v}" for k, v in row.items() if v != ""))
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Moves the averaged weights and statistics towards the model's; faster in the first steps."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    mine, theirs = average.state_dict(), model.state_dict()
+    floats = [k for k in mine if mine[k].is_floating_point()]
+    torch._foreach_lerp_([mine[k] for k in floats], [theirs[k] for k in floats], weight)
+    for key in mine.keys() - set(floats):
+        mine[key].copy_(theirs[key])
+
+
+def _commit() -> str:
+    """The commit of this source tree, or nothing."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,105 @@
+"""Training losses: main and auxiliary cross-entropies over the batch of all processes together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastscnn import distributed
+from fastscnn.classes import IGNORE
+from fastscnn.model import FastSCNN, FastSCNNClassifier
+
+
+class Losses(nn.Module):
+    """The model with its loss: main and two auxiliary cross-entropies (section 3.1).
+
+    Each is the mean over the labelled pixels of the global batch, so that many processes train as
+    one does: the gradients' average over the processes is the gradient of that mean. `ohem` is the
+    share of the labelled pixels, the hardest ones, that count in the main loss.
+    """
+
+    def __init__(
+        self,
+        model: FastSCNN,
+        *,
+        aux_weight: float = 0.4,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ohem: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.aux_weight = aux_weight
+        self.label_smoothing = label_smoothing
+        self.ohem = ohem
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        pixel_weight = torch.zeros(256)
+        pixel_weight[: model.num_classes] = 1.0 if class_weights is None else class_weights
+        self.register_buffer("pixel_weight", pixel_weight, persistent=False)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of N x 3 x H x W against N x H x W uint8 labels (255 ignored).
+
+        The main loss is taken at full resolution, the auxiliary ones at that of their scores.
+        """
+        size = (target.shape[1], target.shape[2])
+        align = self.model.config.head_align_corners
+        scores = self.model.scores_aux(x) if self.aux_weight else (self.model.scores(x),)
+        main = F.interpolate(scores[0].float(), size, mode="bilinear", align_corners=align)
+        terms = [self._sums(main, target, self.ohem)]
+        for aux in scores[1:]:
+            small = F.interpolate(target[:, None], aux.shape[2:], mode="nearest-exact")[:, 0]
+            terms.append(self._sums(aux.float(), small, 0.0))
+        sums, counts = (torch.stack(part) for part in zip(*terms, strict=True))
+        weights = torch.full_like(sums, self.aux_weight)
+        weights[0] = 1.0
+        share = distributed.world() / distributed.total(counts).clamp_min(1e-6)
+        return (weights * sums * share).sum()
+
+    def _sums(self, logits: Tensor, target: Tensor, hardest: float) -> tuple[Tensor, Tensor]:
+        """Sum of the pixels' losses and of their weights; no pixel gives zeros."""
+        labels = target.long()
+        options: dict[str, Any] = {
+            "weight": self.class_weights,
+            "ignore_index": IGNORE,
+            "label_smoothing": self.label_smoothing,
+        }
+        weights = self.pixel_weight[labels]  # type: ignore[index]
+        if not hardest:
+            return F.cross_entropy(logits, labels, reduction="sum", **options), weights.sum()
+        loss = F.cross_entropy(logits, labels, reduction="none", **options)
+        kept = max(1, int(hardest * int((weights > 0).sum())))
+        hard = loss >= loss.detach().flatten().topk(kept).values[-1]
+        return (loss * hard).sum(), (weights * hard).sum()
+
+
+class ClassificationLoss(nn.Module):
+    """The classifier with its cross-entropy, the mean over the images of all processes."""
+
+    def __init__(self, model: FastSCNNClassifier, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of N x 3 x H x W against N class indices."""
+        logits = self.model(x).float()
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on everything but depthwise convolutions (section 3.1)."""
+    depthwise = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1
+    }
+    decayed = [p for p in model.parameters() if id(p) not in depthwise]
+    free = [p for p in model.parameters() if id(p) in depthwise]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,63 @@
+"""Small drawn data sets and recipes for the training tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastscnn.recipe import Recipe
+
+COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
+
+
+def draw_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy picture of a ground, a band and a box, and its mask (classes 0, 1, 2)."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 2 + int(rng.integers(-8, 8)) :] = 1
+    y, x = int(rng.integers(0, height // 2)), int(rng.integers(0, width // 2))
+    mask[y : y + height // 3, x : x + width // 3] = 2
+    noise = rng.integers(-30, 30, (height, width, 3))
+    image = np.clip(np.array(COLORS)[mask] + noise, 0, 255).astype(np.uint8)
+    return image, mask
+
+
+def write_folder(
+    root: Path, train: int = 8, val: int = 4, size: tuple[int, int] = (64, 96), rgb: bool = False
+) -> Path:
+    """Own-masks layout: classes.json, <split>/images, <split>/masks."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    classes = {"classes": ["ground", "band", "box"], "colors": COLORS}
+    (root / "classes.json").write_text(json.dumps(classes))
+    for split, count in (("train", train), ("val", val)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, mask = draw_pair(rng, *size)
+            Image.fromarray(image).save(root / split / "images" / f"{i:03d}.png")
+            stored = np.array(COLORS, np.uint8)[mask] if rgb else mask
+            Image.fromarray(stored).save(root / split / "masks" / f"{i:03d}.png")
+    return root
+
+
+def write_image_folders(root: Path, per_class: int = 4) -> Path:
+    """ImageNet's layout: three classes of single colours."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, color in zip(("red", "green", "blue"), COLORS, strict=True):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                image = np.clip(np.array(color) + rng.integers(-40, 40, (48, 56, 3)), 0, 255)
+                Image.fromarray(image.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def tiny(**changes: Any) -> Recipe:
+    """A recipe for the drawn data: 64x96 crops, batches of 4, 3 epochs."""
+    values = {"epochs": 3, "batch": 4, "lr": 0.02, "crop": (64, 96), "val_every": 1}
+    return Recipe(**{**values, **changes})
