@@ -1,14 +1,15 @@
 // The one file that knows Python. Callers pass addresses and sizes that they have checked
-// (fastscnn_kernels/cpu.py); every call releases the interpreter lock.
+// (fastscnn_kernels/cpu.py), in the order of the Params structs of cpu/kernels.h; every call
+// releases the interpreter lock.
 
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
+#include <array>
+#include <optional>
 
-#include "cpu/axis.h"
-#include "cpu/isa.h"
+#include "cpu/packed.h"
 #ifdef FASTSCNN_WITH_CUDA
 #include "cuda/device.h"
 #endif
@@ -18,8 +19,10 @@ using namespace fastscnn;
 
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
+using Address = uintptr_t;
+
+template <class T = float>
+T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
@@ -27,19 +30,138 @@ AxisView view(const Axis& a) {
     return {a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.first.data()};
 }
 
-void argmax_head(uintptr_t scores, uintptr_t labels, uintptr_t confidence, int batch, int classes,
-                 const Axis& y, const Axis& x, int threads, const std::string& isa) {
-    const Kernels& kernels = find_kernels(isa);
-    kernels.argmax_head({pointer<const float>(scores), pointer<uint8_t>(labels),
-                         pointer<float>(confidence), batch, classes, view(y), view(x), threads});
+Activation activation(std::array<float, 2> bounds) { return {bounds[0], bounds[1]}; }
+
+// Asks the kernel for its scratch size, provides it, runs the kernel.
+template <class Params>
+void run(int64_t (*kernel)(const Params&), Params params, Workspace& workspace) {
+    params.scratch = nullptr;
+    params.scratch = workspace.reserve(kernel(params));
+    kernel(params);
 }
 
-void dense_head(uintptr_t scores, uintptr_t out, int batch, int classes, bool softmax,
-                const Axis& y, const Axis& x, int threads, const std::string& isa) {
-    const Kernels& kernels = find_kernels(isa);
-    const std::unique_ptr<float[]> scratch(new float[size_t(threads) * classes * x.out]);
-    kernels.dense_head({pointer<const float>(scores), pointer<float>(out), scratch.get(), batch,
-                        classes, softmax, view(y), view(x), threads});
+PackedMatrix make_matrix(Address weight, Address bias, int out, int inputs, int taps,
+                         const std::string& isa) {
+    return {pointer(weight), pointer(bias), out, inputs, taps, isa};
+}
+
+PackedTaps make_taps(Address weight, Address bias, int channels, const std::string& isa) {
+    return {pointer(weight), pointer(bias), channels, isa};
+}
+
+// `address` is a uint8 frame or, where is_frame is false, normalised floats.
+StemParams stem_params(Address address, bool is_frame, std::array<float, 3> scale,
+                       std::array<float, 3> shift, int batch, int h, int w, int top, int left,
+                       int out_h, int out_w, const PackedMatrix& weight,
+                       std::array<float, 2> act) {
+    StemParams p{};
+    if (is_frame)
+        p.frame = pointer<const uint8_t>(address);
+    else
+        p.x = pointer(address);
+    for (int i = 0; i < 3; ++i) p.scale[i] = scale[i], p.shift[i] = shift[i];
+    p.batch = batch, p.h = h, p.w = w, p.top = top, p.left = left;
+    p.out_h = out_h, p.out_w = out_w;
+    p.weight = weight.view();
+    p.act = activation(act);
+    return p;
+}
+
+void stem_conv(StemParams p, const PackedMatrix& weight, Address y, int threads, Workspace& ws) {
+    p.y = pointer(y), p.threads = threads;
+    run(weight.kernels->stem_conv, p, ws);
+}
+
+void depthwise_conv(Address x, int batch, int h, int w, int stride, int dilation,
+                    const PackedTaps& taps, std::array<float, 2> act, Address y, int threads,
+                    Workspace& ws) {
+    run(taps.kernels->depthwise_conv,
+        {pointer(x), batch, h, w, stride, dilation, taps.view(), activation(act), pointer(y),
+         threads, nullptr},
+        ws);
+}
+
+void pointwise_conv(Address x, Address residual, int64_t pixels, const PackedMatrix& weight,
+                    std::array<float, 2> act, Address y, int threads, Workspace& ws) {
+    run(weight.kernels->pointwise_conv,
+        {pointer(x), pointer(residual), pixels, weight.view(), activation(act), pointer(y), threads,
+         nullptr},
+        ws);
+}
+
+void dsconv(Address x, int batch, int h, int w, int stride, int dilation, const PackedTaps& taps,
+            std::array<float, 2> mid_act, const PackedMatrix& weight, std::array<float, 2> act,
+            const PackedMatrix* last, Address y, int threads, Workspace& ws) {
+    run(weight.kernels->dsconv,
+        {pointer(x), batch, h, w, stride, dilation, taps.view(), activation(mid_act), weight.view(),
+         activation(act), last ? last->view() : Matrix{}, pointer(y), threads, nullptr},
+        ws);
+}
+
+void learning_to_downsample(const StemParams& stem, const PackedTaps& taps1,
+                            const PackedMatrix& weight1, const PackedTaps& taps2,
+                            const PackedMatrix& weight2, std::array<float, 2> mid_act,
+                            std::array<float, 2> act, Address y, int threads, Workspace& ws) {
+    run(weight1.kernels->learning_to_downsample,
+        {stem, taps1.view(), weight1.view(), taps2.view(), weight2.view(), activation(mid_act),
+         activation(act), pointer(y), threads, nullptr},
+        ws);
+}
+
+void inverted_residual(Address x, int batch, int h, int w, int stride, const PackedMatrix& expand,
+                       const PackedTaps& taps, const PackedMatrix& project,
+                       std::array<float, 2> act, bool residual, Address y, int threads,
+                       Workspace& ws) {
+    run(expand.kernels->inverted_residual,
+        {pointer(x), batch, h, w, stride, expand.view(), taps.view(), project.view(),
+         activation(act), residual, pointer(y), threads, nullptr},
+        ws);
+}
+
+// `branches`, `rows`, `cols` by ascending bin. `slices` (1x1 join) holds the join's part of every
+// branch; `offsets` (3x3 join) the first channel of every branch, then of x.
+void pyramid_pool(Address x, int batch, int h, int w, int channels,
+                  const std::vector<const PackedMatrix*>& branches,
+                  const std::vector<const Axis*>& rows, const std::vector<const Axis*>& cols,
+                  int join_kernel, const PackedMatrix& join,
+                  const std::vector<const PackedMatrix*>& slices, const std::vector<int>& offsets,
+                  Address y, int threads, Workspace& ws) {
+    PyramidPoolParams p{};
+    p.x = pointer(x), p.batch = batch, p.h = h, p.w = w, p.channels = channels;
+    p.branches = int(branches.size());
+    for (int i = 0; i < p.branches; ++i) {
+        p.bins[i] = rows[i]->in;
+        p.branch[i] = branches[i]->view();
+        p.rows[i] = view(*rows[i]), p.cols[i] = view(*cols[i]);
+        if (join_kernel == 1) p.slice[i] = slices[i]->view();
+    }
+    for (size_t i = 0; i < offsets.size(); ++i) p.offset[i] = offsets[i];
+    p.join_kernel = join_kernel, p.join = join.view();
+    p.y = pointer(y), p.threads = threads;
+    run(join.kernels->pyramid_pool, p, ws);
+}
+
+void feature_fusion(Address high, Address low, int batch, const Axis& rows, const Axis& cols,
+                    const PackedTaps* taps, int dilation, const PackedMatrix& low_weight,
+                    const PackedMatrix& high_weight, Address y, int threads, Workspace& ws) {
+    run(low_weight.kernels->feature_fusion,
+        {pointer(high), pointer(low), batch, view(rows), view(cols), taps ? taps->view() : Taps{},
+         dilation, low_weight.view(), high_weight.view(), pointer(y), threads, nullptr},
+        ws);
+}
+
+void argmax_head(Address scores, Address labels, Address confidence, int batch, int classes,
+                 const Axis& y, const Axis& x, int threads, const std::string& isa) {
+    find_kernels(isa).argmax_head({pointer(scores), pointer<uint8_t>(labels), pointer(confidence),
+                                   batch, classes, view(y), view(x), threads});
+}
+
+void dense_head(Address scores, Address out, int batch, int classes, bool softmax, const Axis& y,
+                const Axis& x, int threads, const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).dense_head,
+        {pointer(scores), pointer(out), batch, classes, softmax, view(y), view(x), threads,
+         nullptr},
+        ws);
 }
 
 py::dict device_info() {
@@ -71,8 +193,26 @@ PYBIND11_MODULE(_C, m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("device_info", &device_info, "What this build and this machine can run.");
 
-    py::class_<Axis>(m, "Axis").def(py::init<int, int, bool>(), py::arg("in_size"),
-                                    py::arg("out_size"), py::arg("align_corners"));
+    py::class_<Axis>(m, "Axis", "Bilinear sampling of an axis: (in, out, align_corners).")
+        .def(py::init<int, int, bool>());
+    py::class_<PackedMatrix>(m, "Matrix", "Packed weights of a dense convolution.")
+        .def(py::init(&make_matrix));
+    py::class_<PackedTaps>(m, "Taps", "Packed weights of a 3x3 depthwise convolution.")
+        .def(py::init(&make_taps));
+    py::class_<Workspace>(m, "Workspace", "Scratch memory, kept between calls.")
+        .def(py::init())
+        .def_property_readonly("bytes", &Workspace::bytes);
+    py::class_<StemParams>(m, "Stem", "A frame and the first convolution.")
+        .def(py::init(&stem_params));
+
+    m.def("stem_conv", &stem_conv, unlocked);
+    m.def("depthwise_conv", &depthwise_conv, unlocked);
+    m.def("pointwise_conv", &pointwise_conv, unlocked);
+    m.def("dsconv", &dsconv, unlocked);
+    m.def("learning_to_downsample", &learning_to_downsample, unlocked);
+    m.def("inverted_residual", &inverted_residual, unlocked);
+    m.def("pyramid_pool", &pyramid_pool, unlocked);
+    m.def("feature_fusion", &feature_fusion, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
 }

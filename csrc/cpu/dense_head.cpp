@@ -53,8 +53,9 @@ FASTSCNN_INLINE void softmax(const float* rows, int64_t row_stride, float* out, 
 }  // namespace
 
 // A thread owns output rows; bound by the writes of the output (classes * 4 bytes a pixel).
-void dense_head(const DenseHeadParams& p) {
+int64_t dense_head(const DenseHeadParams& p) {
     const int classes = p.classes, width = p.x.out;
+    if (!p.scratch) return int64_t(p.threads) * classes * width;
     const int64_t plane = int64_t(p.y.out) * width;
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic, 8)
     for (int unit = 0; unit < p.batch * p.y.out; ++unit) {
@@ -72,6 +73,7 @@ void dense_head(const DenseHeadParams& p) {
                 std::memcpy(out + c * plane, rows + int64_t(c) * width, width * sizeof(float));
         }
     }
+    return 0;
 }
 
 }  // namespace fastscnn::FASTSCNN_ISA

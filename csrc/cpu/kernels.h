@@ -34,19 +34,161 @@ struct ArgmaxHeadParams {
 struct DenseHeadParams {
     const float* scores;  // [batch, y.in, x.in, classes]
     float* out;           // [batch, classes, y.out, x.out]
-    float* scratch;       // [threads, classes, x.out]
     int batch;
     int classes;
     bool softmax;
     AxisView y, x;
     int threads;
+    float* scratch;
+};
+
+// Bounds after a convolution: 0 and infinity for ReLU, 0 and 6 for ReLU6, infinities for none.
+struct Activation {
+    float low, high;
+};
+
+// Weights of a dense convolution, packed by `pack_matrix` for one instruction set.
+struct Matrix {
+    const float* data;
+    const float* bias;  // [out rounded up to the lanes], zeros behind out
+    int k;              // inputs: channels, or 9 * channels in the order (row, column, channel)
+    int out;            // output channels
+};
+
+// Weights of a 3x3 depthwise convolution, packed by `pack_taps`.
+struct Taps {
+    const float* data;  // [9][pitch]
+    const float* bias;  // [pitch]
+    int channels;
+    int pitch;          // channels rounded up to the lanes
+};
+
+// Every operation takes the scratch memory from its caller: called with `scratch` null it returns
+// how many floats it needs and does nothing else. Maps are NHWC without gaps.
+struct StemParams {
+    const uint8_t* frame;    // [batch, h, w, 3], or null
+    const float* x;          // the same, normalised, where frame is null
+    float scale[3];          // a value v of the frame stands for v * scale + shift
+    float shift[3];
+    int batch, h, w;
+    int top, left;           // rows and columns of zeros before the first
+    int out_h, out_w;
+    Matrix weight;           // k = 27
+    Activation act;
+    float* y;                // [batch, out_h, out_w, weight.out]
+    int threads;
+    float* scratch;
+};
+
+struct DepthwiseParams {
+    const float* x;          // [batch, h, w, channels]
+    int batch, h, w;
+    int stride, dilation;    // stride 1 or 2
+    Taps taps;
+    Activation act;
+    float* y;                // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
+    int threads;
+    float* scratch;
+};
+
+struct PointwiseParams {
+    const float* x;          // [pixels, weight.k]
+    const float* residual;   // [pixels, weight.out], or null; may be y
+    int64_t pixels;
+    Matrix weight;
+    Activation act;
+    float* y;                // [pixels, weight.out]
+    int threads;
+    float* scratch;
+};
+
+struct DsconvParams {
+    const float* x;          // [batch, h, w, taps.channels]
+    int batch, h, w;
+    int stride, dilation;
+    Taps taps;
+    Activation mid_act;
+    Matrix weight;
+    Activation act;
+    Matrix last;             // a second 1x1 without activation behind it; data null: none
+    float* y;                // [batch, out h, out w, weight.out or last.out]
+    int threads;
+    float* scratch;
+};
+
+struct DownsampleParams {
+    StemParams stem;         // its y, threads and scratch are not used
+    Taps taps1;
+    Matrix weight1;
+    Taps taps2;
+    Matrix weight2;
+    Activation mid_act, act;
+    float* y;                // [batch, h / 8, w / 8, weight2.out], rounded up at every stride
+    int threads;
+    float* scratch;
+};
+
+struct InvertedResidualParams {
+    const float* x;          // [batch, h, w, expand.k]
+    int batch, h, w;
+    int stride;
+    Matrix expand;
+    Taps taps;
+    Matrix project;
+    Activation act;          // after expand and after the depthwise convolution
+    bool residual;           // adds x
+    float* y;                // [batch, out h, out w, project.out]
+    int threads;
+    float* scratch;
+};
+
+constexpr int kMaxBranches = 4;
+
+struct PyramidPoolParams {
+    const float* x;          // [batch, h, w, channels]
+    int batch, h, w, channels;
+    int branches;            // up to kMaxBranches
+    int bins[kMaxBranches];
+    Matrix branch[kMaxBranches];
+    AxisView rows[kMaxBranches], cols[kMaxBranches];  // bins -> h, bins -> w
+    int join_kernel;         // 1 or 3
+    Matrix join;             // 1x1: of x alone, with the bias; 3x3: of everything
+    Matrix slice[kMaxBranches];   // 1x1: of every branch, without bias
+    int offset[kMaxBranches + 1];  // 3x3: first channel of every branch and of x in the join's input
+    float* y;                // [batch, h, w, join.out]
+    int threads;
+    float* scratch;
+};
+
+struct FeatureFusionParams {
+    const float* high;       // [batch, rows.out, cols.out, high_weight.k]
+    const float* low;        // [batch, rows.in, cols.in, low_weight.k]
+    int batch;
+    AxisView rows, cols;
+    Taps taps;               // of the depthwise convolution; data null: none, only the ReLU
+    int dilation;
+    Matrix low_weight, high_weight;
+    float* y;                // [batch, rows.out, cols.out, low_weight.out]
+    int threads;
+    float* scratch;
 };
 
 struct Kernels {
     const char* name;  // instruction set
     int lanes;         // floats in a vector
+    // [out][inputs][taps] to packed; with `to` null returns the floats needed, bias included.
+    int64_t (*pack_matrix)(const float* weight, const float* bias, int out, int inputs, int taps,
+                           float* to);
+    int64_t (*stem_conv)(const StemParams&);
+    int64_t (*depthwise_conv)(const DepthwiseParams&);
+    int64_t (*pointwise_conv)(const PointwiseParams&);
+    int64_t (*dsconv)(const DsconvParams&);
+    int64_t (*learning_to_downsample)(const DownsampleParams&);
+    int64_t (*inverted_residual)(const InvertedResidualParams&);
+    int64_t (*pyramid_pool)(const PyramidPoolParams&);
+    int64_t (*feature_fusion)(const FeatureFusionParams&);
+    int64_t (*dense_head)(const DenseHeadParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
-    void (*dense_head)(const DenseHeadParams&);
 };
 
 }  // namespace fastscnn

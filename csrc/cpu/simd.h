@@ -45,9 +45,9 @@ FASTSCNN_INLINE void store(float* p, V v) {
 // The first n floats at p, then `rest`.
 template <class V>
 FASTSCNN_INLINE V load_first(const float* p, int n, float rest) {
-    float lanes[sizeof(V) / sizeof(float)];
-    for (int i = 0; i < int(sizeof(V) / sizeof(float)); ++i) lanes[i] = i < n ? p[i] : rest;
-    return load<V>(lanes);
+    V v = V{} + rest;
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
 }
 
 template <class V>

@@ -1,0 +1,283 @@
+"""Every C++ operation against its float64 twin: all layer shapes, odd sizes, every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tolerance import assert_close
+from torch import Tensor
+
+from fastscnn_kernels import cpu, reference
+from fastscnn_kernels.extension import device_info
+
+ISAS = device_info()["cpu_instruction_sets"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# 1x1: every tap but one is padding; 7x13: no multiple of any tile; 33x65: several runs, odd.
+SIZES = [(1, 1), (7, 13), (33, 65)]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """torch.empty is filled with NaN, so that an element that is never written is found."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def check(name: str, *args: Any, isa: str, **options: Any) -> Tensor:
+    """Compares `cpu.name` with its twin and returns its result."""
+    ours = getattr(cpu, name)(*args, **options, isa=isa)
+    twin = getattr(reference, name)
+    assert_close(ours, twin(*_double(args), **_double(options)), twin(*args, **options))
+    return ours
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_double(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _double(v) for k, v in value.items()}
+    return value
+
+
+def tensor(n: int, c: int, h: int, w: int) -> Tensor:
+    return torch.randn(n, c, h, w).contiguous(memory_format=torch.channels_last)
+
+
+def dense(out: int, inputs: int, kernel: int = 1) -> tuple[Tensor, Tensor]:
+    return torch.randn(out, inputs, kernel, kernel) / (inputs * kernel**2) ** 0.5, torch.randn(out)
+
+
+def depthwise(channels: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(channels, 1, 3, 3) / 3, torch.randn(channels)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 384), (96, 19), (30, 48), (19, 96)])
+def test_pointwise_conv(inputs: int, outputs: int, size: tuple[int, int], isa: str) -> None:
+    x = tensor(3, inputs, *size)
+    residual = tensor(3, outputs, *size)
+    check("pointwise_conv", x, *dense(outputs, inputs), isa=isa)
+    check("pointwise_conv", x, *dense(outputs, inputs), activation="relu", isa=isa)
+    check(
+        "pointwise_conv",
+        x,
+        *dense(outputs, inputs),
+        activation="relu6",
+        residual=residual,
+        isa=isa,
+    )
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("channels", [48, 19, 3])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_depthwise_conv(
+    channels: int, stride: int, dilation: int, size: tuple[int, int], isa: str
+) -> None:
+    x = tensor(2, channels, *size)
+    options = {"stride": stride, "dilation": dilation, "activation": "relu6"}
+    check("depthwise_conv", x, *depthwise(channels), **options, isa=isa)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (7, 13), (33, 66), (40, 101)], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+def test_stem_conv(padding: int | str, size: tuple[int, int], isa: str) -> None:
+    frame = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+    options: dict[str, Any] = {"mean": MEAN, "std": STD, "padding": padding}
+    weight, bias = dense(32, 3, 3)
+    ours = cpu.stem_conv(frame, weight, bias, **options, isa=isa)
+    x64 = reference.normalize(frame, MEAN, STD).double()
+    exact = ((frame.double() / 255 - torch.tensor(MEAN).double()) / torch.tensor(STD).double())
+    assert torch.allclose(x64, exact.permute(0, 3, 1, 2), atol=1e-5)
+    twin = reference.stem_conv(exact.permute(0, 3, 1, 2), weight.double(), bias.double(), **options)
+    assert_close(ours, twin, reference.stem_conv(frame, weight, bias, **options))
+    check("stem_conv", tensor(3, 3, *size), weight, bias, **options, isa=isa)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(32, 48, 2), (128, 128, 1), (30, 19, 1)])
+@pytest.mark.parametrize("mid", ["none", "relu"])
+def test_dsconv(
+    inputs: int, outputs: int, stride: int, mid: str, size: tuple[int, int], isa: str
+) -> None:
+    weights = (*depthwise(inputs), *dense(outputs, inputs))
+    options = {"stride": stride, "mid_activation": mid}
+    check("dsconv", tensor(2, inputs, *size), *weights, **options, isa=isa)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride"), [(64, 64, 2), (64, 64, 1), (96, 128, 1), (19, 30, 2)]
+)
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_inverted_residual(
+    inputs: int, outputs: int, stride: int, activation: str, size: tuple[int, int], isa: str
+) -> None:
+    hidden = 6 * inputs
+    weights = (*dense(hidden, inputs), *depthwise(hidden), *dense(outputs, hidden))
+    residual = stride == 1 and inputs == outputs
+    options = {"stride": stride, "activation": activation, "residual": residual}
+    check("inverted_residual", tensor(2, inputs, *size), *weights, **options, isa=isa)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (8, 16)], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 6), (0, 6, 3, 2, 1), (1, 2, 3, 6, 0)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_pyramid_pool(
+    order: tuple[int, ...], kernel: int, align_corners: bool, size: tuple[int, int], isa: str
+) -> None:
+    branches = [dense(w, 128) for w in (32, 32, 19, 32)]
+    check(
+        "pyramid_pool",
+        tensor(2, 128, *size),
+        [b[0] for b in branches],
+        [b[1] for b in branches],
+        *dense(48, 128 + 115, kernel),
+        order=order,
+        align_corners=align_corners,
+        isa=isa,
+    )
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("dilation", [1, 4, 0])  # 0 stands for the dense variant
+@pytest.mark.parametrize(
+    ("low_size", "high_size"), [((1, 1), (3, 2)), ((3, 5), (9, 17)), ((8, 16), (32, 64))]
+)
+@pytest.mark.parametrize("channels", [(128, 64, 128), (30, 19, 20)], ids=str)
+def test_feature_fusion(
+    channels: tuple[int, int, int],
+    low_size: tuple[int, int],
+    high_size: tuple[int, int],
+    dilation: int,
+    align_corners: bool,
+    isa: str,
+) -> None:
+    low, high, out = channels
+    first = depthwise(low) if dilation else dense(low, low)
+    check(
+        "feature_fusion",
+        tensor(2, high, *high_size),
+        tensor(2, low, *low_size),
+        *(*first, *dense(out, low), *dense(out, high)),
+        dilation=dilation or 1,
+        align_corners=align_corners,
+        isa=isa,
+    )
+
+
+@pytest.mark.parametrize("size", [(3, 3), (32, 32), (45, 131), (64, 230)], ids=str)
+@pytest.mark.parametrize(("padding", "mid"), [(0, "relu"), (1, "none"), ("same", "none")])
+def test_learning_to_downsample(
+    size: tuple[int, int], padding: int | str, mid: str, isa: str
+) -> None:
+    ds1, ds2 = (*depthwise(32), *dense(48, 32)), (*depthwise(48), *dense(64, 48))
+    stem = dense(32, 3, 3)
+    options = {"mean": MEAN, "std": STD, "padding": padding, "mid_activation": mid}
+    x = tensor(2, 3, *size)
+    check("learning_to_downsample", x, *stem, ds1, ds2, **options, isa=isa)
+    frame = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+    ours = cpu.learning_to_downsample(frame, *stem, ds1, ds2, **options, isa=isa)
+    norm = reference.normalize(frame, MEAN, STD)
+    twin = reference.learning_to_downsample
+    exact = twin(*_double((norm, *stem, ds1, ds2)), **options)
+    assert_close(ours, exact, twin(norm, *stem, ds1, ds2, **options))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "strided": lambda x: torch.cat([x, x], dim=3)[:, :, ::2, : x.shape[3]],
+    "expanded": lambda x: x[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout: str) -> None:
+    x = LAYOUTS[layout](tensor(2, 19, 8, 13))
+    check("pointwise_conv", x, *dense(48, 19), isa="")
+    check("depthwise_conv", x, *depthwise(19), isa="")
+
+
+def test_fuzz() -> None:
+    """Random shapes of the fused operations; the seed is fixed."""
+    draw = torch.Generator().manual_seed(7)
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    for i in range(40):
+        isa = ISAS[i % len(ISAS)]
+        n, c, h, w, out = pick(1, 3), pick(1, 40), pick(1, 20), pick(1, 110), pick(1, 70)
+        x, hidden, stride = tensor(n, c, h, w), pick(1, 150), pick(1, 2)
+        weights = (*dense(hidden, c), *depthwise(hidden), *dense(out, hidden))
+        check("inverted_residual", x, *weights, stride=stride, isa=isa)
+        weights = (*depthwise(c), *dense(out, c))
+        check("dsconv", x, *weights, stride=stride, dilation=pick(1, 5), isa=isa)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_any_thread_count_gives_the_same_bits(threads: int) -> None:
+    x = tensor(2, 64, 17, 50)
+    weights = (*dense(384, 64), *depthwise(384), *dense(64, 384))
+    one = cpu.inverted_residual(x, *weights, residual=True, threads=1)
+    assert torch.equal(one, cpu.inverted_residual(x, *weights, residual=True, threads=threads))
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "half": (lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2).half(), *dense(4, 4)), TypeError, "x is"),
+    "channels": (lambda: cpu.pointwise_conv(tensor(1, 5, 2, 2), *dense(4, 4)), ValueError, "5 cha"),
+    "empty": (lambda: cpu.pointwise_conv(tensor(0, 4, 2, 2), *dense(4, 4)), ValueError, "shape"),
+    "stride": (
+        lambda: cpu.depthwise_conv(tensor(1, 4, 2, 2), *depthwise(4), stride=3),
+        ValueError,
+        "stride=3",
+    ),
+    "activation": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), activation="gelu"),
+        ValueError,
+        "gelu",
+    ),
+    "bias": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), dense(4, 4)[0], torch.zeros(3)),
+        ValueError,
+        "bias has 3",
+    ),
+    "threads": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), threads=0),
+        ValueError,
+        "threads=0",
+    ),
+    "isa": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), isa="mmx"),
+        ValueError,
+        "portable",
+    ),
+    "residual": (
+        lambda: cpu.inverted_residual(
+            tensor(1, 4, 2, 2), *dense(8, 4), *depthwise(8), *dense(5, 8), residual=True
+        ),
+        ValueError,
+        "residual=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    call, error, words = BAD[case]
+    with pytest.raises(error, match=words):
+        call()
