@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscnn.config import FastSCNNConfig
 from fastscnn.fold import Conv
-from fastscnn_kernels import cpu, reference
+from fastscnn_kernels import cpu, cpu_pack, extension
 
 Size = tuple[int, int]
+
+#: A step of a plan: an operation with everything bound but the thread count.
+Step = Callable[[int], None]
 
 
 class CpuRuntime:
     """Runs `fold(model)` in float32 on the CPU.
 
     `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W. Every call returns
-    new tensors, and the result does not depend on `threads` (default: torch's setting).
+    new tensors, and the result does not depend on `threads` (default: torch's setting). Weights are
+    packed once; the maps between the operations are allocated at the first frame of a size and kept
+    for the last `max_sizes` sizes. A runtime may be shared by Python threads, which then take
+    turns; several runtimes run in parallel.
     """
 
     def __init__(
@@ -28,11 +37,16 @@ class CpuRuntime:
         num_classes: int,
         *,
         isa: str = "",
+        max_sizes: int = 2,
     ) -> None:
         self.config = config
         self.num_classes = num_classes
         self._isa = isa
-        self._folded = {k: Conv(*(t.detach().float() for t in v)) for k, v in folded.items()}
+        self._max_sizes = max_sizes
+        self._weights = _Weights(folded, config, isa)
+        self._workspace = extension.load().Workspace()
+        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
+        self._lock = threading.Lock()
 
     def labels(
         self,
@@ -76,65 +90,163 @@ class CpuRuntime:
 
     def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""
-        with torch.no_grad():
-            return self._scores(x)
-
-    def _scores(self, x: Tensor) -> Tensor:
-        config, folded = self.config, self._folded
-        mid = "relu" if config.dsconv_relu else "none"
-
-        def ds(name: str) -> tuple[Tensor, ...]:
-            return (*folded[f"{name}.depthwise"], *folded[f"{name}.pointwise"])
-
-        def stage(x: Tensor, name: str, stride: int) -> Tensor:
-            for i in range(3):
-                block = f"global_feature_extractor.{name}.{i}"
-                tensors = [
-                    t
-                    for part in ("expand", "depthwise", "project")
-                    for t in folded[f"{block}.{part}"]
-                ]
-                x = reference.inverted_residual(
-                    x,
-                    *tensors,
-                    stride=stride if i == 0 else 1,
-                    activation=config.bottleneck_activation,
-                    residual=i > 0,
-                )
-            return x
-
-        high = reference.learning_to_downsample(
-            x,
-            *folded["learning_to_downsample.conv"],
-            ds("learning_to_downsample.dsconv1"),
-            ds("learning_to_downsample.dsconv2"),
-            mean=config.mean,
-            std=config.std,
-            padding=config.stem_padding,
-            mid_activation=mid,
+        threads = cpu_pack.check_threads("scores", threads)
+        w = self._weights
+        stem, source, size = cpu_pack.stem(
+            *("scores", x, w.stem, self.config.mean, self.config.std),
+            *(self.config.stem_padding, "relu"),
         )
-        low = stage(stage(stage(high, "bottleneck1", 2), "bottleneck2", 2), "bottleneck3", 1)
-        branches = [folded[f"global_feature_extractor.ppm.branches.{i}"] for i in range(4)]
-        low = reference.pyramid_pool(
-            low,
+        n = source.shape[0]
+        h, wide = (cpu_pack.strided(cpu_pack.strided(s, 2), 2) for s in size)
+        scores = cpu_pack.empty_nhwc(n, self.num_classes, h, wide)
+        with self._lock:
+            self._plan(n, h, wide).run(stem, scores, threads)
+        return scores
+
+    def workspace_bytes(self) -> int:
+        """Memory held besides the weights: scratch and the maps of the sizes seen last."""
+        return self._workspace.bytes + sum(p.bytes for p in self._plans.values())
+
+    def _plan(self, n: int, h: int, w: int) -> _Plan:
+        key = (n, h, w)
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            while len(self._plans) >= self._max_sizes:
+                self._plans.popitem(last=False)
+            plan = _Plan(self._weights, self.config, self._workspace, n, h, w)
+        self._plans[key] = plan
+        return plan
+
+
+class _Weights:
+    """The network's convolutions, packed for one instruction set."""
+
+    def __init__(self, folded: Mapping[str, Conv], config: FastSCNNConfig, isa: str) -> None:
+        def conv(name: str) -> Conv:
+            return Conv(*(t.detach().float() for t in folded[name]))
+
+        def matrix(name: str, kernel: int = 1) -> Any:
+            return cpu_pack.matrix("CpuRuntime", f"{name}.", *conv(name), isa, kernel)
+
+        def taps(name: str) -> Any:
+            return cpu_pack.taps("CpuRuntime", f"{name}.", *conv(name), isa)
+
+        def dsconv(name: str) -> tuple[Any, Any]:
+            return taps(f"{name}.depthwise"), matrix(f"{name}.pointwise")
+
+        self.stem = matrix("learning_to_downsample.conv", kernel=3)
+        self.downsample = [dsconv(f"learning_to_downsample.dsconv{i}") for i in (1, 2)]
+        extractor = "global_feature_extractor"
+        self.blocks = [
+            (
+                matrix(f"{extractor}.bottleneck{stage}.{i}.expand"),
+                taps(f"{extractor}.bottleneck{stage}.{i}.depthwise"),
+                matrix(f"{extractor}.bottleneck{stage}.{i}.project"),
+            )
+            for stage in (1, 2, 3)
+            for i in range(3)
+        ]
+        branches = [conv(f"{extractor}.ppm.branches.{i}") for i in range(len(config.ppm_bins))]
+        self.pyramid = cpu_pack.Pyramid(
+            "CpuRuntime",
             [b.weight for b in branches],
             [b.bias for b in branches],
-            *folded["global_feature_extractor.ppm.join"],
-            order=config.ppm_order,
-            align_corners=config.ppm_align_corners,
+            *conv(f"{extractor}.ppm.join"),
+            config.ppm_order,
+            128,
+            isa,
         )
-        y = reference.feature_fusion(
-            high,
-            low,
-            *folded["feature_fusion.depthwise"],
-            *folded["feature_fusion.low"],
-            *folded["feature_fusion.high"],
-            dilation=config.ffm_dilation,
-            align_corners=config.ffm_align_corners,
+        dense = config.ffm_kernel == "dense"
+        self.fusion_first = (matrix if dense else taps)("feature_fusion.depthwise")
+        self.fusion_low = matrix("feature_fusion.low")
+        self.fusion_high = matrix("feature_fusion.high")
+        self.classifier = [dsconv(f"classifier.dsconv{i}") for i in (1, 2)]
+        self.last = matrix("classifier.conv")
+
+
+class _Plan:
+    """The operations for one size, with their maps; h x w is the size at 1/8."""
+
+    def __init__(
+        self, weights: _Weights, config: FastSCNNConfig, workspace: Any, n: int, h: int, w: int
+    ) -> None:
+        self._maps: list[Tensor] = []
+        self._weights, self._config, self._workspace = weights, config, workspace
+        self._shape = (n, h, w)
+        self._mid = cpu_pack.bounds("", "", "relu" if config.dsconv_relu else "none")
+        self._relu = cpu_pack.ACTIVATIONS["relu"]
+        self._high = self._map(64, h, w)
+        self._steps, low, low_h, low_w = self._global_features(h, w)
+        self._steps += self._fusion(low, low_h, low_w)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in self._maps)
+
+    def run(self, stem: Any, scores: Tensor, threads: int) -> None:
+        """Frame to scores (N x h x w x classes memory)."""
+        ext, w = extension.load(), self._weights
+        n, h, wide = self._shape
+        ext.learning_to_downsample(
+            *(stem, *w.downsample[0], *w.downsample[1], self._mid, self._relu, self._high),
+            *(threads, self._workspace),
         )
-        for name in ("classifier.dsconv1", "classifier.dsconv2"):
-            y = reference.dsconv(y, *ds(name), mid_activation=mid)
-        return reference.pointwise_conv(y, *folded["classifier.conv"])
+        for step in self._steps:
+            step(threads)
+        taps, matrix = w.classifier[1]
+        ext.dsconv(
+            *(self._classified, n, h, wide, 1, 1, taps, self._mid, matrix, self._relu, w.last),
+            *(scores.data_ptr(), threads, self._workspace),
+        )
+
+    def _map(self, channels: int, h: int, w: int) -> int:
+        """Address of a new map that lives as long as the plan."""
+        self._maps.append(torch.empty(self._shape[0] * h * w * channels))
+        return self._maps[-1].data_ptr()
+
+    def _step(self, operation: Callable[..., None], *args: Any) -> Step:
+        return lambda threads: operation(*args, threads, self._workspace)
+
+    def _global_features(self, h: int, w: int) -> tuple[list[Step], int, int, int]:
+        """Steps from the high-resolution map to the pooled global map, its address and size."""
+        ext, n = extension.load(), self._shape[0]
+        act = cpu_pack.ACTIVATIONS[self._config.bottleneck_activation]
+        steps: list[Step] = []
+        x = self._high
+        for i, block in enumerate(self._weights.blocks):
+            stride = 2 if i in (0, 3) else 1
+            channels = (64, 96, 128)[i // 3]
+            out_h, out_w = cpu_pack.strided(h, stride), cpu_pack.strided(w, stride)
+            y = self._map(channels, out_h, out_w)
+            args = (x, n, h, w, stride, *block, act, i % 3 > 0, y)
+            steps.append(self._step(ext.inverted_residual, *args))
+            x, h, w = y, out_h, out_w
+        y = self._map(128, h, w)
+        pyramid = self._weights.pyramid.arguments(h, w, self._config.ppm_align_corners)
+        args = (x, n, h, w, 128, *pyramid, y)
+        steps.append(self._step(ext.pyramid_pool, *args))
+        return steps, y, h, w
+
+    def _fusion(self, low: int, low_h: int, low_w: int) -> list[Step]:
+        """Steps from both maps to the first DSConv of the classifier."""
+        ext, weights, config = extension.load(), self._weights, self._config
+        n, h, w = self._shape
+        steps: list[Step] = []
+        taps = weights.fusion_first
+        if config.ffm_kernel == "dense":  # commutes with the sampling
+            first, taps, x, low = taps, None, low, self._map(128, low_h, low_w)
+            args: tuple[Any, ...] = (x, 0, n * low_h * low_w, first)
+            args += (cpu_pack.ACTIVATIONS["none"], low)
+            steps.append(self._step(ext.pointwise_conv, *args))
+        axes = [ext.Axis(*s, config.ffm_align_corners) for s in ((low_h, h), (low_w, w))]
+        fused, self._classified = self._map(128, h, w), self._map(128, h, w)
+        args = (self._high, low, n, *axes, taps, config.ffm_dilation)
+        args += (weights.fusion_low, weights.fusion_high, fused)
+        steps.append(self._step(ext.feature_fusion, *args))
+        taps, matrix = weights.classifier[0]
+        args = (fused, n, h, w, 1, 1, taps, self._mid, matrix, self._relu, None, self._classified)
+        steps.append(self._step(ext.dsconv, *args))
+        return steps
 
 
 def _size(x: Tensor) -> Size:
