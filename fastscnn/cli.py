@@ -25,6 +25,7 @@ from fastscnn.demo import street_scene
 from fastscnn.frames import read_image_noted
 from fastscnn.outputs import KINDS, Job, plan_jobs, render, write_image
 from fastscnn.segment import Size
+from fastscnn.train_cli import add_evaluate_parser, add_train_parser
 from fastscnn.video import VideoReader, VideoWriter
 from fastscnn.visualize import legend
 
@@ -89,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--to", default="fastscnn", help="layout of OUT (default: our safetensors)")
     p.add_argument("--force", action="store_true", help="overwrite an existing file")
     p.set_defaults(run=_convert)
+
+    add_train_parser(commands)
+    add_evaluate_parser(commands)
     return parser
 
 

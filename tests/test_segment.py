@@ -174,3 +174,13 @@ def test_real_frames_equal_the_reference(data_dir: Path) -> None:
     expected = reference.segment(image, size=size)
     labels = fastscnn.load().segment(image, size=size)
     assert (labels != expected).mean() < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 255])
+def test_class_counts(count: int) -> None:
+    """From one class to the 255 that fit beside the ignore label."""
+    reference, fused = pair(count)
+    image = frame(40, 56)
+    labels = fused.segment(image)
+    assert labels.max() < count
+    assert (labels != reference.segment(image)).mean() < 0.005
