@@ -2,12 +2,11 @@
 // (fastscnn_kernels/cpu.py), in the order of the Params structs of cpu/kernels.h; every call
 // releases the interpreter lock.
 
-#include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <optional>
+#include <thread>
 
 #include "cpu/packed.h"
 #ifdef FASTSCNN_WITH_CUDA
@@ -68,7 +67,7 @@ StemParams stem_params(Address address, bool is_frame, std::array<float, 3> scal
 }
 
 void stem_conv(StemParams p, const PackedMatrix& weight, Address y, int threads, Workspace& ws) {
-    p.y = pointer(y), p.threads = threads;
+    p.y = pointer(y), p.pool = &ws.pool(), p.threads = threads;
     run(weight.kernels->stem_conv, p, ws);
 }
 
@@ -77,14 +76,14 @@ void depthwise_conv(Address x, int batch, int h, int w, int stride, int dilation
                     Workspace& ws) {
     run(taps.kernels->depthwise_conv,
         {pointer(x), batch, h, w, stride, dilation, taps.view(), activation(act), pointer(y),
-         threads, nullptr},
+         &ws.pool(), threads, nullptr},
         ws);
 }
 
 void pointwise_conv(Address x, Address residual, int64_t pixels, const PackedMatrix& weight,
                     std::array<float, 2> act, Address y, int threads, Workspace& ws) {
     run(weight.kernels->pointwise_conv,
-        {pointer(x), pointer(residual), pixels, weight.view(), activation(act), pointer(y), threads,
+        {pointer(x), pointer(residual), pixels, weight.view(), activation(act), pointer(y), &ws.pool(), threads,
          nullptr},
         ws);
 }
@@ -94,7 +93,7 @@ void dsconv(Address x, int batch, int h, int w, int stride, int dilation, const 
             const PackedMatrix* last, Address y, int threads, Workspace& ws) {
     run(weight.kernels->dsconv,
         {pointer(x), batch, h, w, stride, dilation, taps.view(), activation(mid_act), weight.view(),
-         activation(act), last ? last->view() : Matrix{}, pointer(y), threads, nullptr},
+         activation(act), last ? last->view() : Matrix{}, pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
@@ -104,7 +103,7 @@ void learning_to_downsample(const StemParams& stem, const PackedTaps& taps1,
                             std::array<float, 2> act, Address y, int threads, Workspace& ws) {
     run(weight1.kernels->learning_to_downsample,
         {stem, taps1.view(), weight1.view(), taps2.view(), weight2.view(), activation(mid_act),
-         activation(act), pointer(y), threads, nullptr},
+         activation(act), pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
@@ -114,7 +113,7 @@ void inverted_residual(Address x, int batch, int h, int w, int stride, const Pac
                        Workspace& ws) {
     run(expand.kernels->inverted_residual,
         {pointer(x), batch, h, w, stride, expand.view(), taps.view(), project.view(),
-         activation(act), residual, pointer(y), threads, nullptr},
+         activation(act), residual, pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
@@ -137,7 +136,7 @@ void pyramid_pool(Address x, int batch, int h, int w, int channels,
     }
     for (size_t i = 0; i < offsets.size(); ++i) p.offset[i] = offsets[i];
     p.join_kernel = join_kernel, p.join = join.view();
-    p.y = pointer(y), p.threads = threads;
+    p.y = pointer(y), p.pool = &ws.pool(), p.threads = threads;
     run(join.kernels->pyramid_pool, p, ws);
 }
 
@@ -146,20 +145,20 @@ void feature_fusion(Address high, Address low, int batch, const Axis& rows, cons
                     const PackedMatrix& high_weight, Address y, int threads, Workspace& ws) {
     run(low_weight.kernels->feature_fusion,
         {pointer(high), pointer(low), batch, view(rows), view(cols), taps ? taps->view() : Taps{},
-         dilation, low_weight.view(), high_weight.view(), pointer(y), threads, nullptr},
+         dilation, low_weight.view(), high_weight.view(), pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
 void argmax_head(Address scores, Address labels, Address confidence, int batch, int classes,
-                 const Axis& y, const Axis& x, int threads, const std::string& isa) {
+                 const Axis& y, const Axis& x, int threads, const std::string& isa, Workspace& ws) {
     find_kernels(isa).argmax_head({pointer(scores), pointer<uint8_t>(labels), pointer(confidence),
-                                   batch, classes, view(y), view(x), threads});
+                                   batch, classes, view(y), view(x), &ws.pool(), threads});
 }
 
 void dense_head(Address scores, Address out, int batch, int classes, bool softmax, const Axis& y,
                 const Axis& x, int threads, const std::string& isa, Workspace& ws) {
     run(find_kernels(isa).dense_head,
-        {pointer(scores), pointer(out), batch, classes, softmax, view(y), view(x), threads,
+        {pointer(scores), pointer(out), batch, classes, softmax, view(y), view(x), &ws.pool(), threads,
          nullptr},
         ws);
 }
@@ -171,7 +170,7 @@ py::dict device_info() {
     info["cpu_instruction_sets"] = names;
     info["cpu_instruction_set"] = find_kernels("").name;
     info["cpu_lanes"] = find_kernels("").lanes;
-    info["openmp_threads"] = omp_get_max_threads();
+    info["cpu_threads"] = std::thread::hardware_concurrency();
 #ifdef FASTSCNN_WITH_CUDA
     const CudaInfo cuda = cuda_info();
     info["cuda_built"] = true;

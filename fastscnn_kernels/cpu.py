@@ -54,7 +54,7 @@ def stem_conv(
     pack.check_same(op, "weight's input channels", weight.shape[1], 3)
     stem, source, size = pack.stem(op, frame, w, mean, std, padding, activation)
     y = pack.empty_nhwc(source.shape[0], weight.shape[0], *size)
-    ext.stem_conv(stem, w, y.data_ptr(), pack.check_threads(op, threads), ext.Workspace())
+    ext.stem_conv(stem, w, y.data_ptr(), pack.check_threads(op, threads), pack.workspace())
     return y
 
 
@@ -78,7 +78,7 @@ def depthwise_conv(
     ext.depthwise_conv(
         *(x.data_ptr(), n, h, w, stride, dilation, pack.taps(op, "", weight, bias, isa)),
         *(pack.bounds(op, "activation", activation), y.data_ptr()),
-        *(pack.check_threads(op, threads), ext.Workspace()),
+        *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -107,7 +107,7 @@ def pointwise_conv(
     ext.pointwise_conv(
         *(x.data_ptr(), 0 if residual is None else residual.data_ptr(), n * h * w),
         *(pack.matrix(op, "", weight, bias, isa), pack.bounds(op, "activation", activation)),
-        *(y.data_ptr(), pack.check_threads(op, threads), ext.Workspace()),
+        *(y.data_ptr(), pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -140,7 +140,7 @@ def dsconv(
         pack.bounds(op, "mid_activation", mid_activation),
         pack.matrix(op, "pointwise_", pointwise_weight, pointwise_bias, isa),
         *(pack.bounds(op, "activation", activation), None, y.data_ptr()),
-        *(pack.check_threads(op, threads), ext.Workspace()),
+        *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -181,7 +181,7 @@ def inverted_residual(
         pack.taps(op, "depthwise_", depthwise_weight, depthwise_bias, isa),
         pack.matrix(op, "project_", project_weight, project_bias, isa),
         *(pack.bounds(op, "activation", activation), residual, y.data_ptr()),
-        *(pack.check_threads(op, threads), ext.Workspace()),
+        *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -210,7 +210,7 @@ def pyramid_pool(
     y = pack.empty_nhwc(n, join_weight.shape[0], h, w)
     ext.pyramid_pool(
         *(x.data_ptr(), n, h, w, c, *pyramid.arguments(h, w, align_corners)),
-        *(y.data_ptr(), pack.check_threads(op, threads), ext.Workspace()),
+        *(y.data_ptr(), pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -256,7 +256,7 @@ def feature_fusion(
         *(ext.Axis(low.shape[2], h, align_corners), ext.Axis(low.shape[3], w, align_corners)),
         *(taps, dilation, pack.matrix(op, "low_", low_weight, low_bias, isa)),
         *(pack.matrix(op, "high_", high_weight, high_bias, isa), y.data_ptr()),
-        *(pack.check_threads(op, threads), ext.Workspace()),
+        *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
@@ -298,6 +298,6 @@ def learning_to_downsample(
     ext.learning_to_downsample(
         *(stem, *packed, pack.bounds(op, "mid_activation", mid_activation)),
         *(pack.ACTIVATIONS["relu"], y.data_ptr()),
-        *(pack.check_threads(op, threads), ext.Workspace()),
+        *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y

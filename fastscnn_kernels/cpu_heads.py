@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastscnn_kernels import extension
-from fastscnn_kernels.cpu_pack import check_threads, nhwc
+from fastscnn_kernels.cpu_pack import check_threads, nhwc, workspace
 
 
 def argmax_head(
@@ -41,6 +41,7 @@ def argmax_head(
         ext.Axis(w, size[1], align_corners),
         check_threads("argmax_head", threads),
         isa,
+        workspace(),
     )
     return labels, top
 
@@ -92,7 +93,7 @@ def _dense_head(
         ext.Axis(w, size[1], align_corners),
         check_threads(op, threads),
         isa,
-        ext.Workspace(),
+        workspace(),
     )
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ ACTIVATIONS: dict[str, Bounds] = {
     "relu": (0.0, math.inf),
     "relu6": (0.0, 6.0),
 }
+
+
+_workspaces = threading.local()
+
+
+def workspace() -> Any:
+    """Scratch memory and helper threads of the calling Python thread, kept between calls."""
+    if not hasattr(_workspaces, "one"):
+        _workspaces.one = extension.load().Workspace()
+    return _workspaces.one
 
 
 def bounds(op: str, argument: str, activation: str) -> Bounds:

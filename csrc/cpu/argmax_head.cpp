@@ -2,8 +2,7 @@
 
 #include <cmath>
 
-#include "kernels.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace fastscnn::FASTSCNN_ISA {
 namespace {
@@ -90,16 +89,15 @@ void cell_row(const Corners& c, float w0, float w1, const AxisView& axis, int x,
 
 }  // namespace
 
-// A thread owns the output rows between two source rows and goes through them cell by cell. Bound
+// A unit is the output rows between two source rows worked on cell by cell. Bound
 // by the writes of the labels where one class wins a cell, else by two fused multiply-adds, a
 // comparison and two selections per class that may win and 8 pixels.
 void argmax_head(const ArgmaxHeadParams& p) {
     const int rows = p.y.in, cols = p.x.in, classes = p.classes;
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 2)
-    for (int unit = 0; unit < p.batch * rows; ++unit) {
+    share(p, int64_t(p.batch) * rows, [&](int unit, int) {
         const int n = unit / rows, row = unit % rows;
         const int y_begin = p.y.first[row], y_end = p.y.first[row + 1];
-        if (y_begin == y_end) continue;
+        if (y_begin == y_end) return;
         const float* top = p.scores + int64_t(unit) * cols * classes;
         const float* bottom = row + 1 < rows ? top + int64_t(cols) * classes : top;
         const int64_t image = int64_t(n) * p.y.out * p.x.out;
@@ -128,7 +126,7 @@ void argmax_head(const ArgmaxHeadParams& p) {
                 }
             }
         }
-    }
+    });
 }
 
 }  // namespace fastscnn::FASTSCNN_ISA

@@ -1,9 +1,6 @@
 // dense_head: bilinear sampling of class scores to full-size logits or softmax probabilities.
 
-#include <omp.h>
-
-#include "kernels.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace fastscnn::FASTSCNN_ISA {
 namespace {
@@ -52,18 +49,17 @@ FASTSCNN_INLINE void softmax(const float* rows, int64_t row_stride, float* out, 
 
 }  // namespace
 
-// A thread owns output rows; bound by the writes of the output (classes * 4 bytes a pixel).
+// A unit is an output row; bound by the writes of the output (classes * 4 bytes a pixel).
 int64_t dense_head(const DenseHeadParams& p) {
     const int classes = p.classes, width = p.x.out;
     if (!p.scratch) return int64_t(p.threads) * classes * width;
     const int64_t plane = int64_t(p.y.out) * width;
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 8)
-    for (int unit = 0; unit < p.batch * p.y.out; ++unit) {
+    share(p, int64_t(p.batch) * p.y.out, [&](int unit, int worker) {
         const int n = unit / p.y.out, y = unit % p.y.out, row = p.y.index[y];
         const float* top = p.scores + (int64_t(n) * p.y.in + row) * p.x.in * classes;
         const float* bottom = row + 1 < p.y.in ? top + int64_t(p.x.in) * classes : top;
         float* out = p.out + n * classes * plane + int64_t(y) * width;
-        float* rows = p.scratch + int64_t(omp_get_thread_num()) * classes * width;
+        float* rows = p.scratch + int64_t(worker) * classes * width;
         sample_row(p, top, bottom, p.y.w0[y], p.y.w1[y], rows);
         if (p.softmax) {
             for (int x = 0; x < width; x += 8)
@@ -72,7 +68,7 @@ int64_t dense_head(const DenseHeadParams& p) {
             for (int c = 0; c < classes; ++c)
                 std::memcpy(out + c * plane, rows + int64_t(c) * width, width * sizeof(float));
         }
-    }
+    });
     return 0;
 }
 

@@ -10,8 +10,7 @@ int64_t depthwise_conv(const DepthwiseParams& p) {
     const int channels = p.taps.channels;
     if (!p.scratch) return p.taps.pitch;
     fill_zero(p.scratch, p.taps.pitch);
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-    for (int unit = 0; unit < p.batch * out_h; ++unit) {
+    share(p, int64_t(p.batch) * out_h, [&](int unit, int) {
         const int n = unit / out_h, y = unit % out_h;
         DepthwiseRow d = depthwise(p.taps, p.w, p.stride, p.dilation, p.act);
         for (int ky = 0; ky < 3; ++ky) {
@@ -22,7 +21,7 @@ int64_t depthwise_conv(const DepthwiseParams& p) {
         d.y = p.y + int64_t(unit) * out_w * channels;
         d.y_stride = channels;
         depthwise_row(d, 0, out_w);
-    }
+    });
     return 0;
 }
 

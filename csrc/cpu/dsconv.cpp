@@ -14,9 +14,8 @@ int64_t dsconv(const DsconvParams& p) {
     const int64_t zero_floats = padded(p.taps.pitch);
     if (!p.scratch) return zero_floats + p.threads * (mid_floats + last_floats);
     fill_zero(p.scratch, zero_floats);
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 2)
-    for (int unit = 0; unit < p.batch * out_h; ++unit) {
-        float* mid = p.scratch + zero_floats + omp_get_thread_num() * (mid_floats + last_floats);
+    share(p, int64_t(p.batch) * out_h, [&](int unit, int worker) {
+        float* mid = p.scratch + zero_floats + worker * (mid_floats + last_floats);
         float* before_last = mid + mid_floats;
         const int n = unit / out_h, y = unit % out_h;
         DepthwiseRow d = depthwise(p.taps, p.w, p.stride, p.dilation, p.mid_act);
@@ -28,7 +27,7 @@ int64_t dsconv(const DsconvParams& p) {
         if (!p.last.data) {
             float* out = p.y + int64_t(unit) * out_w * p.weight.out;
             dsconv_row(d, p.weight, p.act, 0, out_w, mid, out, p.weight.out);
-            continue;
+            return;
         }
         float* out = p.y + int64_t(unit) * out_w * p.last.out;
         for (int x = 0; x < out_w; x += kRun) {
@@ -39,7 +38,7 @@ int64_t dsconv(const DsconvParams& p) {
             g.x_stride = wide;
             gemm(g, end - x);
         }
-    }
+    });
     return 0;
 }
 

@@ -71,36 +71,29 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
 
     const int classes = step < height ? step : height;  // of rows that share
     const int runs = (4 * p.threads + classes - 1) / classes;
-#pragma omp parallel num_threads(p.threads)
-    {
-        Arena arena{p.scratch + omp_get_thread_num() * thread_floats};
+    share(p, int64_t(p.batch) * classes * runs, [&](int unit, int thread) {
+        Arena arena{p.scratch + thread * thread_floats};
         Worker w{p, channels, arena.take(blend), arena.take(3 * row_floats), arena.take(mid),
                  arena.take(zero), row_floats};
         fill_zero(w.zero, zero);
-#pragma omp for schedule(dynamic)
-        for (int unit = 0; unit < p.batch * classes * runs; ++unit) {
-            const int n = unit / (classes * runs), first = unit / runs % classes;
-            const Share share(strided(height - first, step), unit % runs, runs);
-            const float* low = p.low + int64_t(n) * p.rows.in * p.cols.in * channels;
-            int made = share.begin - 1;  // rows of this class are numbered; made are those below
-            if (!p.taps.data || made < 0) made = share.begin;
-            for (int i = share.begin; i < share.end; ++i) {
-                const int y = first + i * step;
-                DepthwiseRow d = depthwise(p.taps, width, 1, p.dilation, kRelu);
-                const int ahead = p.taps.data ? 1 : 0;
-                for (; made <= i + ahead && first + made * step < height; ++made)
-                    w.upsample(low, first + made * step, w.rows + made % 3 * row_floats);
-                for (int ky = 0; ky < 3; ++ky) {
-                    const int j = i + ky - 1;
-                    set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, channels, first + j * step,
-                            height, w.zero);
-                }
-                const int64_t row = int64_t(n) * height + y;
-                w.fuse(d, p.high + row * width * p.high_weight.k,
-                       p.y + row * width * p.low_weight.out);
+        const int n = unit / (classes * runs), first = unit / runs % classes;
+        const Share run(strided(height - first, step), unit % runs, runs);
+        const float* low = p.low + int64_t(n) * p.rows.in * p.cols.in * channels;
+        const int around = p.taps.data ? 1 : 0;  // rows needed above and below
+        int made = run.begin - around < 0 ? 0 : run.begin - around;  // rows of this class below it
+        for (int i = run.begin; i < run.end; ++i) {
+            for (; made <= i + around && first + made * step < height; ++made)
+                w.upsample(low, first + made * step, w.rows + made % 3 * row_floats);
+            DepthwiseRow d = depthwise(p.taps, width, 1, p.dilation, kRelu);
+            for (int ky = 0; ky < 3; ++ky) {
+                const int j = i + ky - 1;
+                set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, channels, first + j * step, height,
+                        w.zero);
             }
+            const int64_t row = int64_t(n) * height + first + i * step;
+            w.fuse(d, p.high + row * width * p.high_weight.k, p.y + row * width * p.low_weight.out);
         }
-    }
+    });
     return 0;
 }
 

@@ -78,34 +78,29 @@ int64_t inverted_residual(const InvertedResidualParams& p) {
     const int per_image = (p.threads + p.batch - 1) / p.batch;
     const int bands = out_h < per_image ? out_h : per_image;
     const Panels panels(p.expand.out);
-#pragma omp parallel num_threads(p.threads)
-    {
-        Arena arena{p.scratch + omp_get_thread_num() * thread_floats};
+    share(p, int64_t(p.batch) * bands, [&](int unit, int thread) {
+        Arena arena{p.scratch + thread * thread_floats};
         float* rows = arena.take(ring);
         Worker worker{p, panels, {rows, int64_t(p.w) * kChunk, kChunk, p.h}, arena.take(mid),
                       arena.take(kChunk)};
         fill_zero(worker.zero, kChunk);
-#pragma omp for schedule(dynamic)
-        for (int unit = 0; unit < p.batch * bands; ++unit) {
-            const int n = unit / bands;
-            const Share band(out_h, unit % bands, bands);
-            const float* image = p.x + int64_t(n) * p.h * p.w * p.expand.k;
-            float* out = p.y + int64_t(n) * out_h * out_w * p.project.out;
-            for (int i = 0; i < panels.count; i += kChunkPanels) {
-                const int end = i + kChunkPanels < panels.count ? i + kChunkPanels : panels.count;
-                const Chunk chunk = {i, end, panels.begin(i) * kLanes,
-                                     (panels.begin(end) - panels.begin(i)) * kLanes};
-                const int first = band.begin * p.stride - 1;
-                worker.hidden.next = first < 0 ? 0 : first;
-                for (int y = band.begin; y < band.end; ++y) {
-                    const int last = y * p.stride + 1 < p.h ? y * p.stride + 1 : p.h - 1;
-                    while (worker.hidden.next <= last) worker.expand(chunk, image);
-                    worker.project(chunk, image, y, out_w,
-                                   out + int64_t(y) * out_w * p.project.out);
-                }
+        const int n = unit / bands;
+        const Share band(out_h, unit % bands, bands);
+        const float* image = p.x + int64_t(n) * p.h * p.w * p.expand.k;
+        float* out = p.y + int64_t(n) * out_h * out_w * p.project.out;
+        for (int i = 0; i < panels.count; i += kChunkPanels) {
+            const int end = i + kChunkPanels < panels.count ? i + kChunkPanels : panels.count;
+            const Chunk chunk = {i, end, panels.begin(i) * kLanes,
+                                 (panels.begin(end) - panels.begin(i)) * kLanes};
+            const int first = band.begin * p.stride - 1;
+            worker.hidden.next = first < 0 ? 0 : first;
+            for (int y = band.begin; y < band.end; ++y) {
+                const int last = y * p.stride + 1 < p.h ? y * p.stride + 1 : p.h - 1;
+                while (worker.hidden.next <= last) worker.expand(chunk, image);
+                worker.project(chunk, image, y, out_w, out + int64_t(y) * out_w * p.project.out);
             }
         }
-    }
+    });
     return 0;
 }
 

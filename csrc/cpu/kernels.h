@@ -1,11 +1,13 @@
 // What a set of CPU kernels is: one function per operation, compiled once per instruction set.
 //
-// Sources of kernels include only this header, simd.h and C headers. Templates of the standard
+// Sources of kernels include no headers of the standard library but C's. Templates of the standard
 // library would be compiled with, say, AVX-512 and then serve the portable code as well, because
 // the linker keeps one copy of an inline function.
 #pragma once
 
 #include <cstdint>
+
+#include "pool.h"
 
 namespace fastscnn {
 
@@ -27,6 +29,7 @@ struct ArgmaxHeadParams {
     int batch;
     int classes;  // 1..255
     AxisView y, x;
+    Pool* pool;
     int threads;
 };
 
@@ -38,6 +41,7 @@ struct DenseHeadParams {
     int classes;
     bool softmax;
     AxisView y, x;
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -76,6 +80,7 @@ struct StemParams {
     Matrix weight;           // k = 27
     Activation act;
     float* y;                // [batch, out_h, out_w, weight.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -87,6 +92,7 @@ struct DepthwiseParams {
     Taps taps;
     Activation act;
     float* y;                // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -98,6 +104,7 @@ struct PointwiseParams {
     Matrix weight;
     Activation act;
     float* y;                // [pixels, weight.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -112,18 +119,20 @@ struct DsconvParams {
     Activation act;
     Matrix last;             // a second 1x1 without activation behind it; data null: none
     float* y;                // [batch, out h, out w, weight.out or last.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct DownsampleParams {
-    StemParams stem;         // its y, threads and scratch are not used
+    StemParams stem;         // its y, pool, threads and scratch are not used
     Taps taps1;
     Matrix weight1;
     Taps taps2;
     Matrix weight2;
     Activation mid_act, act;
     float* y;                // [batch, h / 8, w / 8, weight2.out], rounded up at every stride
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -138,6 +147,7 @@ struct InvertedResidualParams {
     Activation act;          // after expand and after the depthwise convolution
     bool residual;           // adds x
     float* y;                // [batch, out h, out w, project.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -156,6 +166,7 @@ struct PyramidPoolParams {
     Matrix slice[kMaxBranches];   // 1x1: of every branch, without bias
     int offset[kMaxBranches + 1];  // 3x3: first channel of every branch and of x in the join's input
     float* y;                // [batch, h, w, join.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };
@@ -169,6 +180,7 @@ struct FeatureFusionParams {
     int dilation;
     Matrix low_weight, high_weight;
     float* y;                // [batch, rows.out, cols.out, low_weight.out]
+    Pool* pool;
     int threads;
     float* scratch;
 };

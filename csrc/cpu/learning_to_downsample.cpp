@@ -80,22 +80,18 @@ int64_t learning_to_downsample(const DownsampleParams& p) {
     if (!p.scratch) return p.threads * thread_floats;
 
     const int bands = p.threads > 1 ? (h3 < kBands * p.threads ? h3 : kBands * p.threads) : 1;
-#pragma omp parallel num_threads(p.threads)
-    {
-        Cascade c = layout({p.scratch + omp_get_thread_num() * thread_floats});
+    share(p, int64_t(p.stem.batch) * bands, [&](int unit, int worker) {
+        Cascade c = layout({p.scratch + worker * thread_floats});
         fill_zero(c.zero, pitch);
-#pragma omp for schedule(dynamic)
-        for (int unit = 0; unit < p.stem.batch * bands; ++unit) {
-            const int image = unit / bands;
-            const Share rows(h3, unit % bands, bands);
-            c.start(image, rows.begin);
-            for (int y = rows.begin; y < rows.end; ++y) {
-                c.make_middle(2 * y + 1);
-                float* out = p.y + (int64_t(image) * h3 + y) * w3 * p.weight2.out;
-                c.dsconv2(c.middle, w2, p.taps2, p.weight2, y, out, p.weight2.out);
-            }
+        const int image = unit / bands;
+        const Share rows(h3, unit % bands, bands);
+        c.start(image, rows.begin);
+        for (int y = rows.begin; y < rows.end; ++y) {
+            c.make_middle(2 * y + 1);
+            float* out = p.y + (int64_t(image) * h3 + y) * w3 * p.weight2.out;
+            c.dsconv2(c.middle, w2, p.taps2, p.weight2, y, out, p.weight2.out);
         }
-    }
+    });
     return 0;
 }
 

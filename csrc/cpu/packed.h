@@ -73,7 +73,7 @@ class PackedTaps {
     int channels_, pitch_;
 };
 
-// Scratch memory that grows to the largest need and is kept; for one call at a time.
+// Scratch memory, which grows to the largest need and is kept, and threads; for one call at a time.
 class Workspace {
   public:
     float* reserve(int64_t floats) {
@@ -85,11 +85,13 @@ class Workspace {
         }
         return data_.get();
     }
+    Pool& pool() { return pool_; }
     int64_t bytes() const { return floats_ * int64_t(sizeof(float)); }
 
   private:
     Buffer data_;
     int64_t floats_ = 0;
+    Pool pool_;
 };
 
 }  // namespace fastscnn

@@ -9,14 +9,13 @@ namespace fastscnn::FASTSCNN_ISA {
 int64_t pointwise_conv(const PointwiseParams& p) {
     if (!p.scratch) return 1;
     const int64_t units = (p.pixels + kRun - 1) / kRun;
-#pragma omp parallel for num_threads(p.threads) schedule(static)
-    for (int64_t unit = 0; unit < units; ++unit) {
-        const int64_t at = unit * kRun;
+    share(p, units, [&](int unit, int) {
+        const int64_t at = int64_t(unit) * kRun;
         Gemm g = matrix_product(p.weight, p.x + at * p.weight.k, p.y + at * p.weight.out,
                                 p.weight.out, p.act);
         if (p.residual) g.add = p.residual + at * p.weight.out, g.add_stride = p.weight.out;
         gemm(g, p.pixels - at < kRun ? int(p.pixels - at) : kRun);
-    }
+    });
     return 0;
 }
 

@@ -160,28 +160,23 @@ int64_t pyramid_pool(const PyramidPoolParams& p) {
     if (!p.scratch) return m.floats;
     int cells = 0;
     for (int b = 0; b < p.branches; ++b) cells += p.bins[b] * p.bins[b];
-#pragma omp parallel num_threads(p.threads)
-    {
-        const Arena arena{m.thread + omp_get_thread_num() * m.thread_floats};
-#pragma omp for schedule(dynamic)
-        for (int unit = 0; unit < p.batch * cells; ++unit) {
-            int b = 0, cell = unit % cells;
-            while (cell >= p.bins[b] * p.bins[b]) cell -= p.bins[b] * p.bins[b], ++b;
-            make_cell(p, m, unit / cells, b, cell, arena);
-        }
-        if (p.join_kernel == 1) {
-#pragma omp for schedule(static)
-            for (int unit = 0; unit < p.batch * p.h; ++unit)
-                join_row(p, m, unit / p.h, unit % p.h, arena);
-        } else {
-#pragma omp for schedule(static)
-            for (int unit = 0; unit < p.batch * (p.h + 2); ++unit)
-                concat_row(p, m, unit / (p.h + 2), unit % (p.h + 2) - 1, arena);
-#pragma omp for schedule(static)
-            for (int unit = 0; unit < p.batch * p.h; ++unit)
-                convolve_row(p, m, unit / p.h, unit % p.h);
-        }
+    const auto arena = [&](int worker) { return Arena{m.thread + worker * m.thread_floats}; };
+    share(p, int64_t(p.batch) * cells, [&](int unit, int worker) {
+        int b = 0, cell = unit % cells;
+        while (cell >= p.bins[b] * p.bins[b]) cell -= p.bins[b] * p.bins[b], ++b;
+        make_cell(p, m, unit / cells, b, cell, arena(worker));
+    });
+    if (p.join_kernel == 1) {
+        share(p, int64_t(p.batch) * p.h, [&](int unit, int worker) {
+            join_row(p, m, unit / p.h, unit % p.h, arena(worker));
+        });
+        return 0;
     }
+    share(p, int64_t(p.batch) * (p.h + 2), [&](int unit, int worker) {
+        concat_row(p, m, unit / (p.h + 2), unit % (p.h + 2) - 1, arena(worker));
+    });
+    share(p, int64_t(p.batch) * p.h,
+          [&](int unit, int) { convolve_row(p, m, unit / p.h, unit % p.h); });
     return 0;
 }
 

@@ -1,8 +1,6 @@
 // Rows of maps: what the fused operations pass from stage to stage.
 #pragma once
 
-#include <omp.h>
-
 #include "depthwise.h"
 #include "gemm.h"
 
@@ -29,9 +27,18 @@ struct Arena {
     }
 };
 
+// Calls body(unit, worker) for every unit, on up to `threads` threads.
+template <class Params, class Body>
+FASTSCNN_INLINE void share(const Params& p, int64_t units, const Body& body) {
+    const auto call = [](const void* body, int unit, int worker) {
+        (*static_cast<const Body*>(body))(unit, worker);
+    };
+    p.pool->run(p.threads, int(units), call, &body);
+}
+
 inline void fill_zero(float* p, int64_t floats) { std::memset(p, 0, floats * sizeof(float)); }
 
-// Thread i of n owns items begin .. end - 1 of `count`.
+// Band i of n owns items begin .. end - 1 of `count`.
 struct Share {
     int begin, end;
     Share(int count, int i, int n)

@@ -4,19 +4,18 @@
 
 namespace fastscnn::FASTSCNN_ISA {
 
-// A thread owns a band of output rows. Bound by multiply-adds and the writes of its output.
+// A unit is a band of output rows. Bound by multiply-adds and the writes of its output.
 int64_t stem_conv(const StemParams& p) {
     const int64_t thread_floats = padded(StemRows::floats(p));
     if (!p.scratch) return p.threads * thread_floats;
-#pragma omp parallel num_threads(p.threads)
-    {
-        const int thread = omp_get_thread_num();
-        StemRows rows(p, p.scratch + thread * thread_floats);
-        const Share share(p.batch * p.out_h, thread, omp_get_num_threads());
-        for (int unit = share.begin; unit < share.end; ++unit)
-            rows.convolve(unit / p.out_h, unit % p.out_h,
-                          p.y + int64_t(unit) * p.out_w * p.weight.out, p.weight.out);
-    }
+    const int bands = 4 * p.threads;
+    share(p, bands, [&](int unit, int worker) {
+        StemRows rows(p, p.scratch + worker * thread_floats);
+        const Share band(p.batch * p.out_h, unit, bands);
+        for (int i = band.begin; i < band.end; ++i)
+            rows.convolve(i / p.out_h, i % p.out_h, p.y + int64_t(i) * p.out_w * p.weight.out,
+                          p.weight.out);
+    });
     return 0;
 }
 
