@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,26 +56,36 @@ class GpuRuntime:
 
     def labels(self, frame: Tensor, out_size: Size | None = None) -> Tensor:
         """uint8 labels N x H x W at `out_size` (default: the frame's)."""
-        return self._argmax(frame, out_size, confidence=False)[0]
-
-    def labels_and_confidence(
-        self, frame: Tensor, out_size: Size | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`labels` and the float32 probability of each pixel's label."""
-        return self._argmax(frame, out_size, confidence=True)
+        return self.outputs(frame, ("labels",), out_size)["labels"]
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits N x num_classes x H x W at the size of `x`."""
-        return reference.resize(self.scores(x), frame_size(x), self.config.head_align_corners)
+        return self.outputs(x, ("logits",))["logits"]
 
     def probabilities(self, x: Tensor, out_size: Size | None = None) -> Tensor:
         """float32 softmax probabilities N x num_classes x H x W."""
-        y: Tensor = self._ops.softmax_head(
+        return self.outputs(x, ("probabilities",), out_size)["probabilities"]
+
+    def outputs(
+        self, x: Tensor, names: Sequence[str], out_size: Size | None = None
+    ) -> dict[str, Tensor]:
+        """Any of "labels", "confidence" (the float32 probability of each pixel's label),
+        "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`)."""
+        scores, size, align = (
             self.scores(x),
             out_size or frame_size(x),
-            align_corners=self.config.head_align_corners,
+            self.config.head_align_corners,
         )
-        return y
+        found: dict[str, Tensor] = {}
+        if "labels" in names or "confidence" in names:
+            found["labels"], found["confidence"] = self._ops.argmax_head(
+                scores, size, align_corners=align, confidence="confidence" in names
+            )
+        if "probabilities" in names:
+            found["probabilities"] = self._ops.softmax_head(scores, size, align_corners=align)
+        if "logits" in names:
+            found["logits"] = reference.resize(scores, size, align)
+        return {name: found[name] for name in names}
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores at 1/8 of the size of `x`, N x num_classes x h x w, planar."""
@@ -83,17 +93,6 @@ class GpuRuntime:
             high = self._learning_to_downsample(x)
             low = self._global_features(high)
             return self._classifier(self._feature_fusion(high, low))
-
-    def _argmax(
-        self, frame: Tensor, out_size: Size | None, *, confidence: bool
-    ) -> tuple[Tensor, Tensor]:
-        labels, top = self._ops.argmax_head(
-            self.scores(frame),
-            out_size or frame_size(frame),
-            align_corners=self.config.head_align_corners,
-            confidence=confidence,
-        )
-        return labels, top
 
     def _learning_to_downsample(self, x: Tensor) -> Tensor:
         y: Tensor = self._ops.learning_to_downsample(

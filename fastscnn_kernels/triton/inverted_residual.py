@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastscnn_kernels.shapes import convolved
-from fastscnn_kernels.triton import tiles
+from fastscnn_kernels import shapes
 from fastscnn_kernels.triton.depthwise_conv import depthwise_conv
 from fastscnn_kernels.triton.dsconv import dsconv
 from fastscnn_kernels.triton.pointwise_conv import pointwise_conv
@@ -32,8 +31,8 @@ def inverted_residual(
     """Two launches where the map has enough pixels to fill a GPU with fused tiles, else three."""
     skip = x if residual else None
     hidden = pointwise_conv(x, expand_weight, expand_bias, activation=activation)
-    pixels = x.shape[0] * convolved(x.shape[2], stride) * convolved(x.shape[3], stride)
-    if pixels >= tiles.FUSED_PIXELS:
+    h, w = (shapes.convolved(s, stride) for s in x.shape[2:])
+    if x.shape[0] * h * w >= shapes.FUSED_PIXELS:
         return dsconv(
             hidden, depthwise_weight, depthwise_bias, project_weight, project_bias,
             stride=stride, mid_activation=activation, activation="none", residual=skip,

@@ -51,7 +51,7 @@ def pool_rows_kernel(
             other=0.0,
         )
         member = (w[None, :] >= start[:, None]) & (w[None, :] < end[:, None])
-        acc = tl.dot(member.to(v.dtype), v, acc, input_precision="ieee")
+        acc = tl.dot(tl.where(member, 1.0, 0.0).to(v.dtype), v, acc, input_precision="ieee")
     tl.store(
         sums + (line * SEGMENTS + segment)[:, None] * C + channel[None, :],
         acc,

@@ -54,10 +54,6 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
     ("argmax_head", "float"): ((ANY, Tile(4, 32, 1, 1, 4, 1)),),
 }
 
-#: Output pixels from which a bottleneck's depthwise and projection run fused: below, 8x8 tiles
-#: leave most of a GPU idle while the hidden tensor (at most 3 MB) stays in L2 anyway.
-FUSED_PIXELS = 8192
-
 
 def choose(op: str, x: Tensor, *, pixels: int, inner: int, outer: int) -> Tile:
     """The table's tile for `op` on `x`, cut down to `inner` and `outer` channels (16 at least)."""

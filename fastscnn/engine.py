@@ -1,0 +1,322 @@
+"""The captured engine: one CUDA graph per shape, static buffers, no launch cost per kernel."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastscnn.fold import fold
+from fastscnn.model import MIN_SIZE, FastSCNN
+
+Size = tuple[int, int]
+Results = dict[str, Tensor]
+
+OUTPUTS = ("labels", "confidence", "probabilities", "logits")
+
+
+class Engine:
+    """Runs a model's folded network at fixed shapes without allocating.
+
+    The first call with a shape warms up and, on a GPU, captures a CUDA graph; later calls replay
+    it on the caller's current stream. `max_graphs` shapes are kept, the least recently used goes.
+    The weights are those of the moment of construction (or of `refresh`). One engine serves one
+    thread; `fork` makes another that shares the weights. On the CPU the same rules hold without
+    graphs.
+
+    `outputs`: any of "labels" (uint8 N x H x W), "confidence" (float32 N x H x W), "probabilities"
+    (float32 N x K x H x W) and "logits" (the model's dtype, N x K x H x W).
+    """
+
+    def __init__(
+        self, model: FastSCNN, *, outputs: tuple[str, ...] = ("labels",), max_graphs: int = 8
+    ) -> None:
+        self._weights = _Weights(model)
+        self._configure(outputs, max_graphs)
+
+    def _configure(self, outputs: tuple[str, ...], max_graphs: int) -> None:
+        unknown = sorted(set(outputs) - set(OUTPUTS))
+        if unknown or not outputs:
+            raise ValueError(f"outputs={outputs!r}: expected one or more of {', '.join(OUTPUTS)}")
+        if max_graphs < 1:
+            raise ValueError(f"max_graphs={max_graphs}: expected 1 or more")
+        self.outputs = tuple(outputs)
+        self.max_graphs = max_graphs
+        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+        self._version = self._weights.version
+
+    def fork(self, *, outputs: tuple[str, ...] | None = None) -> Engine:
+        """Another engine on the same weights, for another thread, stream or set of outputs."""
+        other = Engine.__new__(Engine)
+        other._weights = self._weights
+        other._configure(outputs or self.outputs, self.max_graphs)
+        return other
+
+    def refresh(self) -> None:
+        """Folds the model's present weights, for this engine and its forks; graphs are renewed."""
+        self._weights.fold()
+
+    @property
+    def device(self) -> torch.device:
+        return self._weights.device
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights (shared by forks) and of each captured shape's buffers."""
+        graphs = {key: graph.bytes for key, graph in self._graphs.items()}
+        total = self._weights.bytes + sum(graphs.values())
+        return {
+            "weights": self._weights.bytes,
+            "graphs": sum(graphs.values()),
+            "number_of_graphs": len(graphs),
+            "total": total,
+        }
+
+    def __call__(self, frames: Tensor, size: Size | None = None) -> Results:
+        """Outputs by name, at `size` (default: the frames' own).
+
+        `frames` is uint8 RGB N x H x W x 3 or normalised float N x 3 x H x W on the engine's
+        device, in any layout (a view that is not contiguous is copied). The results are the
+        engine's own buffers: the next call with this shape overwrites them.
+        """
+        self._check(frames)
+        return self._graph(frames, size).run(frames)
+
+    def input(self, shape: tuple[int, ...], size: Size | None = None) -> Tensor:
+        """The static input for uint8 frames of `shape`: filled in place and passed to the engine,
+        it spares a copy."""
+        frames = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self._check(frames)
+        return self._graph(frames, size).input
+
+    def stream(
+        self, frames: Iterable[Tensor | np.ndarray], size: Size | None = None
+    ) -> Iterator[Results]:
+        """Results on the CPU, in order, for uint8 CPU frames H x W x 3 or N x H x W x 3.
+
+        On a GPU upload, compute and download overlap through two sets of pinned buffers, so a
+        result comes two frames after its input; work runs on the caller's current stream.
+        """
+        lanes: list[_Lane] = []
+        for i, frame in enumerate(_batched(f) for f in frames):
+            if lanes and lanes[0].shape != frame.shape:
+                yield from _drain(lanes, i)
+                lanes = []
+            if not lanes:
+                lanes = [_Lane(self, frame.shape, size) for _ in range(2)]
+            lane = lanes[i % 2]
+            if lane.busy:
+                yield lane.collect()
+            lane.submit(frame)
+        yield from _drain(lanes, i + 1 if lanes else 0)
+
+    def _graph(self, frames: Tensor, size: Size | None) -> _Graph:
+        if self._version != self._weights.version:
+            self._graphs.clear()
+            self._version = self._weights.version
+        key = (tuple(frames.shape), frames.dtype, size)
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        while len(self._graphs) >= self.max_graphs:
+            self._graphs.popitem(last=False)
+        compute = self._weights.compute
+        try:
+            graph = _Graph(lambda x: compute(x, self.outputs, size), frames)
+        except torch.OutOfMemoryError as error:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise torch.OutOfMemoryError(
+                f"out of memory for frames {'x'.join(map(str, frames.shape))} with "
+                f"{len(self._graphs)} other shapes kept ({self.memory['graphs'] / 1e6:.0f} MB): "
+                "lower max_graphs, the batch or the size; the engine can still be used"
+            ) from error
+        self._graphs[key] = graph
+        return graph
+
+    def _check(self, frames: Tensor) -> None:
+        if not isinstance(frames, Tensor):
+            raise TypeError(
+                f"frames is a {type(frames).__name__}: expected a torch.Tensor on {self.device}; "
+                "use torch.from_numpy(...).to(...), or engine.stream for CPU frames"
+            )
+        if frames.device != self.device:
+            raise ValueError(
+                f"frames is on {frames.device}, the engine on {self.device}: use "
+                f"frames.to({str(self.device)!r}), or engine.stream for CPU frames"
+            )
+        is_bytes = frames.dtype == torch.uint8
+        if not is_bytes and not frames.is_floating_point():
+            raise TypeError(
+                f"frames is {frames.dtype}: expected uint8 N x H x W x 3 or normalised float "
+                "N x 3 x H x W"
+            )
+        colours = frames.shape[3 if is_bytes else 1] if frames.dim() == 4 else 0
+        if colours != 3 or frames.shape[0] == 0:
+            expected = "N x H x W x 3" if is_bytes else "N x 3 x H x W"
+            raise ValueError(
+                f"frames has shape {tuple(frames.shape)} ({frames.dtype}): expected {expected}"
+                + ("; use frames[None] for a single one" if frames.dim() == 3 else "")
+            )
+        h, w = frames.shape[1:3] if is_bytes else frames.shape[2:4]
+        if min(h, w) < MIN_SIZE:
+            raise ValueError(
+                f"frames are {h}x{w}: expected at least {MIN_SIZE}x{MIN_SIZE}; resize or pad to "
+                f"{max(h, MIN_SIZE)}x{max(w, MIN_SIZE)}"
+            )
+
+
+class _Weights:
+    """A model's folded weights on its device, shared by an engine and its forks."""
+
+    def __init__(self, model: FastSCNN) -> None:
+        self._model = model
+        self.version = 0
+        self.fold()
+
+    def fold(self) -> None:
+        parameter = next(self._model.parameters())
+        self.device, dtype = parameter.device, parameter.dtype
+        folded = fold(self._model)
+        config, classes = self._model.config, self._model.num_classes
+        self.bytes = sum(t.numel() * t.element_size() for conv in folded.values() for t in conv)
+        self.compute: Callable[[Tensor, tuple[str, ...], Size | None], Results]
+        if self.device.type == "cuda":
+            from fastscnn.gpu_runtime import GpuRuntime
+
+            self.compute = GpuRuntime(folded, config, classes, dtype).outputs
+        elif self.device.type == "cpu":
+            from fastscnn.cpu_runtime import CpuRuntime
+
+            runtime = CpuRuntime(folded, config, classes)
+            self.compute = lambda x, names, size: _cpu_outputs(runtime, x, names, size)
+        else:
+            raise ValueError(f"the model is on {self.device}: expected the CPU or an NVIDIA GPU")
+        self.version += 1
+
+
+class _Graph:
+    """One shape: its static buffers and, on a GPU, the captured kernels between them."""
+
+    def __init__(self, compute: Callable[[Tensor], Results], frames: Tensor) -> None:
+        self._compute = compute
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.input = torch.empty_like(frames, memory_format=torch.contiguous_format)
+        self.input.copy_(frames)
+        if frames.device.type == "cuda":
+            with torch.cuda.device(frames.device):
+                pool_bytes = self._capture()
+            self.bytes = self.input.nbytes + pool_bytes
+        else:
+            self._results = {k: t.clone() for k, t in compute(self.input).items()}
+            self.bytes = self.input.nbytes + sum(t.nbytes for t in self._results.values())
+
+    def _capture(self) -> int:
+        """Warms up (compiles) on a side stream, captures, and returns the graph's bytes."""
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._compute(self.input)
+        current.wait_stream(side)
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._results = self._compute(self.input)
+        self._graph = graph
+        return torch.cuda.memory_reserved() - before
+
+    def run(self, frames: Tensor) -> Results:
+        if frames.data_ptr() != self.input.data_ptr():
+            self.input.copy_(frames)
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            for name, t in self._compute(self.input).items():
+                self._results[name].copy_(t)
+        return dict(self._results)
+
+
+class _Lane:
+    """One of the two frames in flight in `Engine.stream`, with its own buffers."""
+
+    def __init__(self, engine: Engine, shape: torch.Size, size: Size | None) -> None:
+        self.shape = shape
+        self.busy = False
+        self._engine, self._size = engine, size
+        self._on_gpu = engine.device.type == "cuda"
+        if self._on_gpu:
+            self._upload, self._download = (torch.cuda.Stream(engine.device) for _ in range(2))
+            self._uploaded, self._computed, self._done = (torch.cuda.Event() for _ in range(3))
+            self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            self._frame = torch.empty(shape, dtype=torch.uint8, device=engine.device)
+            self._device_results: Results = {}
+            self._host_results: Results = {}
+
+    def submit(self, frame: Tensor) -> None:
+        self.busy = True
+        if not self._on_gpu:
+            results = self._engine(frame, self._size)
+            self._host_results = {k: t.clone() for k, t in results.items()}
+            return
+        self._host.copy_(frame)
+        with torch.cuda.device(self._engine.device):
+            compute = torch.cuda.current_stream()
+            with torch.cuda.stream(self._upload):
+                self._upload.wait_event(self._computed)
+                self._frame.copy_(self._host, non_blocking=True)
+                self._uploaded.record()
+            compute.wait_event(self._uploaded)
+            results = self._engine(self._frame, self._size)
+            if not self._device_results:
+                self._device_results = {k: torch.empty_like(t) for k, t in results.items()}
+                self._host_results = {
+                    k: torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
+                    for k, t in results.items()
+                }
+            for name, t in results.items():  # the next replay overwrites the engine's buffers
+                self._device_results[name].copy_(t)
+            self._computed.record()
+            with torch.cuda.stream(self._download):
+                self._download.wait_event(self._computed)
+                for name, t in self._device_results.items():
+                    self._host_results[name].copy_(t, non_blocking=True)
+                self._done.record()
+
+    def collect(self) -> Results:
+        self.busy = False
+        if not self._on_gpu:
+            return self._host_results
+        self._done.synchronize()
+        return {k: t.clone() for k, t in self._host_results.items()}
+
+
+def _drain(lanes: list[_Lane], following: int) -> Iterator[Results]:
+    """What is still in flight, oldest first; `following` is the index of the next frame."""
+    for i in (following, following + 1):
+        if lanes and lanes[i % 2].busy:
+            yield lanes[i % 2].collect()
+
+
+def _batched(frame: Tensor | np.ndarray) -> Tensor:
+    t = frame if isinstance(frame, Tensor) else torch.from_numpy(np.ascontiguousarray(frame))
+    if t.dtype != torch.uint8 or t.device.type != "cpu":
+        raise TypeError(f"stream takes uint8 CPU frames, got {t.dtype} on {t.device}")
+    return t[None] if t.dim() == 3 else t
+
+
+def _cpu_outputs(runtime: Any, x: Tensor, names: tuple[str, ...], size: Size | None) -> Results:
+    """`GpuRuntime.outputs` on a `CpuRuntime`."""
+    found: Results = {}
+    if "labels" in names or "confidence" in names:
+        found["labels"], found["confidence"] = runtime.labels(
+            x, size, confidence="confidence" in names
+        )
+    if "probabilities" in names:
+        found["probabilities"] = runtime.probabilities(x, size)
+    if "logits" in names:
+        found["logits"] = runtime.logits(x)
+    return {name: found[name] for name in names}
