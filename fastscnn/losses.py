@@ -88,18 +88,3 @@ class ClassificationLoss(nn.Module):
         """Scalar loss of N x 3 x H x W against N class indices."""
         logits = self.model(x).float()
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on everything but depthwise convolutions (section 3.1)."""
-    depthwise = {
-        id(m.weight)
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1
-    }
-    decayed = [p for p in model.parameters() if id(p) not in depthwise]
-    free = [p for p in model.parameters() if id(p) in depthwise]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]

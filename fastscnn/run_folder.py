@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastscnn.formats import write_atomically
+from fastscnn.recipe import Recipe
 
 STATE = "last.pth"
 BEST = "best.safetensors"
@@ -69,6 +70,20 @@ class RunFolder:
         if "recipe" not in state or "progress" not in state:
             raise ValueError(f"{self.state} is no state of a training run; use another --out")
         return state
+
+    def check_same(self, state: dict[str, Any], data: dict[str, Any], recipe: Recipe) -> None:
+        """Raises ValueError where a state belongs to other data or another recipe."""
+        where = f"{self.state} was trained with"
+        use = "give the same again, or another --out"
+        for what, before in state["data"].items():
+            now = data[what]
+            if what == "classes" and len(now) != len(before):
+                raise ValueError(f"{where} {len(before)} classes, not {len(now)}; {use}")
+            if now != before:
+                raise ValueError(f"{where} other {what} ({before}, now {now}); {use}")
+        differ = recipe.differences(Recipe.from_dict(state["recipe"]))
+        if differ:
+            raise ValueError(f"{where} another recipe: {'; '.join(differ)}; {use}")
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Replaces the state; a failure leaves the one before and raises OSError."""

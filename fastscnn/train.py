@@ -23,7 +23,8 @@ from fastscnn.card import Card
 from fastscnn.checkpoints import save
 from fastscnn.data import SegmentationData, check_bad
 from fastscnn.loading import Batch, Order, Samples, derive
-from fastscnn.losses import Losses, parameter_groups
+from fastscnn.losses import Losses
+from fastscnn.optimize import learning_rate, make_optimizer, parameter_groups, update_average
 from fastscnn.recipe import Recipe
 from fastscnn.run_folder import Board, RunFolder, size_on_disk
 from fastscnn.tasks import Score, make_task
@@ -98,7 +99,7 @@ class Trainer:
         self.model = self._place(self.task.model)
         self.losses = self._wrap(self.task.losses().to(self.device))
         self.average = copy.deepcopy(self.model).eval() if recipe.ema else None
-        self.optimizer = self._optimizer()
+        self.optimizer = make_optimizer(recipe, self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.folder = RunFolder(Path(folder))
         self.progress = _Progress()
@@ -141,13 +142,6 @@ class Trainer:
             find_unused_parameters=self.recipe.zero_skip,
         )
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        r = self.recipe
-        groups = parameter_groups(self.model, r.weight_decay)
-        if r.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=r.lr)
-        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
@@ -172,7 +166,10 @@ class Trainer:
                 took = time.perf_counter() - begin
                 p.waited += waited
                 p.seconds += took
-                loss, lr = p.loss_sum / max(1, p.losses), self.learning_rate(p.step - 1)
+                loss, lr = (
+                    p.loss_sum / max(1, p.losses),
+                    learning_rate(self.recipe, p.step - 1, self.steps),
+                )
                 self.report.step(p.step, loss, lr, took, waited)
                 if p.step % self.order.steps_per_epoch == 0:
                     self._finish_epoch()
@@ -235,7 +232,7 @@ class Trainer:
         """One step of the optimizer."""
         r, config = self.recipe, self.model.config
         torch.manual_seed(derive(r.seed, 2, self.progress.step, distributed.rank()))  # dropout
-        lr = self.learning_rate(self.progress.step)
+        lr = learning_rate(r, self.progress.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images = batch.images.to(self.device, non_blocking=True)
@@ -255,12 +252,6 @@ class Trainer:
         self._unchecked.append(loss.detach())
         if self.device.type == "cpu" or len(self._unchecked) >= 10:  # reading a loss stops a GPU
             self._check_losses(self.progress.step)
-
-    def learning_rate(self, step: int) -> float:
-        """Poly schedule with a linear rise over the first `warmup_steps`."""
-        r = self.recipe
-        rise = min(1.0, (step + 1) / r.warmup_steps) if r.warmup_steps else 1.0
-        return r.lr * rise * (1 - step / self.steps) ** r.power
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -352,7 +343,7 @@ class Trainer:
             "epoch": epoch,
             "step": p.step,
             "images": p.step * r.batch,
-            "lr": round(self.learning_rate(p.step - 1), 6),
+            "lr": round(learning_rate(self.recipe, p.step - 1, self.steps), 6),
             "loss": round(p.loss_sum / max(1, p.losses), 5),
             **({} if score is None else {k: round(v, 5) for k, v in score.values.items()}),
             "images_per_second": round(done / max(p.seconds, 1e-9), 2),
@@ -421,18 +412,7 @@ class Trainer:
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        where = f"{self.folder.state} was trained with"
-        use = "give the same ones, or another --out"
-        mine = self._identity()
-        for what, before in state["data"].items():
-            now = mine[what]
-            if what == "classes" and len(now) != len(before):
-                raise ValueError(f"{where} {len(before)} classes, not {len(now)}; {use}")
-            if now != before:
-                raise ValueError(f"{where} other {what} ({before}, now {now}); {use}")
-        differ = self.recipe.differences(Recipe.from_dict(state["recipe"]))
-        if differ:
-            raise ValueError(f"{where} another recipe: {'; '.join(differ)}; {use}")
+        self.folder.check_same(state, self._identity(), self.recipe)
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -440,17 +420,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = _Progress(**state["progress"])
         self.init = f"continued from epoch {self.progress.step / self.order.steps_per_epoch:.4g}"
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Moves the averaged weights and statistics towards the model's; faster in the first steps."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    mine, theirs = average.state_dict(), model.state_dict()
-    floats = [k for k in mine if mine[k].is_floating_point()]
-    torch._foreach_lerp_([mine[k] for k in floats], [theirs[k] for k in floats], weight)
-    for key in mine.keys() - set(floats):
-        mine[key].copy_(theirs[key])
 
 
 def _commit() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastscnn.data import open_data
 from fastscnn.recipe import Recipe
+from fastscnn.train import Options, Trainer
+from fastscnn.train_cli import add_evaluate_parser, add_train_parser
 
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
@@ -61,3 +65,23 @@ def tiny(**changes: Any) -> Recipe:
     """A recipe for the drawn data: 64x96 crops, batches of 4, 3 epochs."""
     values = {"epochs": 3, "batch": 4, "lr": 0.02, "crop": (64, 96), "val_every": 1}
     return Recipe(**{**values, **changes})
+
+
+def command(*argv: object) -> int:
+    """Runs `fastscnn train ...` or `fastscnn evaluate ...` in this process; errors are raised."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    add_train_parser(commands)
+    add_evaluate_parser(commands)
+    args = parser.parse_args([str(a) for a in argv])
+    code: int = args.run(args)
+    return code
+
+
+def trainer(recipe: Recipe, data: Path, out: Path, **options: Any) -> Trainer:
+    """A quiet run on one thread."""
+    init = options.pop("init", None)
+    chosen = Options(**{"threads": 1, "quiet": True, **options})
+    return Trainer(
+        recipe, open_data(data, "train"), open_data(data, "val"), out, options=chosen, init=init
+    )
