@@ -1,0 +1,132 @@
+// What several kernels share: fragments to products, depthwise sums, rows of shared memory.
+#pragma once
+
+#include "platform.cuh"
+
+namespace fastscnn {
+
+constexpr int kWarpSize = 32;
+constexpr int kVector = 8;   // 16-bit words in a 16-byte access
+constexpr int kPad = 8;      // words after a row: rows 16 bytes apart modulo 128, no bank conflicts
+constexpr int kChunk = 32;   // channels that a round of the main loops takes
+
+struct Bounds {
+    float low, high;  // none: -inf, inf; ReLU: 0, inf; ReLU6: 0, 6
+};
+
+// NaN stays NaN, as in torch.
+__device__ __forceinline__ float clamp(float v, Bounds b) {
+    v = v < b.low ? b.low : v;
+    return v > b.high ? b.high : v;
+}
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+// acc[i][j] += A (rows 16 i..) B (columns 8 j..) over `steps` times 16 of K. A [rows][K] and
+// B [K][columns] lie in shared memory; `a`, `b` are this warp's first row and column. An odd kN
+// reads 8 columns past its own: the next warp's or the pad.
+template <class T, int kM, int kN>
+__device__ __forceinline__ void multiply_tiles(float (&acc)[kM][kN][4], const uint16_t* a,
+                                               int a_stride, const uint16_t* b, int b_stride,
+                                               int steps) {
+    const int lane = threadIdx.x % kWarpSize;
+    a += lane % 16 * a_stride + lane / 16 * 8;
+    b += lane % 16 * b_stride + lane / 16 * 8;
+#pragma unroll 1
+    for (int k = 0; k < steps; ++k, a += 16, b += 16 * b_stride) {
+        uint32_t left[kM][4];
+#pragma unroll
+        for (int i = 0; i < kM; ++i) load_matrix(left[i], a + i * 16 * a_stride);
+#pragma unroll
+        for (int j = 0; j < kN; j += 2) {
+            uint32_t right[4];
+            load_matrix_transposed(right, b + j * 8);
+#pragma unroll
+            for (int i = 0; i < kM; ++i) {
+                multiply_add<T>(acc[i][j], left[i], right[0], right[1]);
+                if (j + 1 < kN) multiply_add<T>(acc[i][j + 1], left[i], right[2], right[3]);
+            }
+        }
+    }
+}
+
+template <int kM, int kN>
+__device__ __forceinline__ void set_zero(float (&acc)[kM][kN][4]) {
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+        for (int j = 0; j < kN; ++j)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) acc[i][j][r] = 0.f;
+}
+
+// f(row, column, u, v) for each pair of neighbouring columns that this lane holds.
+template <int kM, int kN, class F>
+__device__ __forceinline__ void each_pair(const float (&acc)[kM][kN][4], F f) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int i = 0; i < kM; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int j = 0; j < kN; ++j)
+                f(i * 16 + half * 8 + lane / 4, j * 8 + lane % 4 * 2, acc[i][j][half * 2],
+                  acc[i][j][half * 2 + 1]);
+}
+
+// Four channels in fp32.
+template <class T>
+__device__ __forceinline__ void unpack4(float (&v)[4], uint2 words) {
+    const float2 low = unpack<T>(words.x), high = unpack<T>(words.y);
+    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+}
+
+// Adds the 3x3 depthwise sum of kStrip outputs side by side, four channels each. `x` is the first
+// output's upper left tap; taps are `dilation` pixels apart, outputs kStride. With dilation 1
+// (kDense) each input column is read once for the whole strip.
+template <class T, int kStride, int kStrip, bool kDense>
+__device__ __forceinline__ void add_depthwise(float (&sum)[kStrip][4], const uint16_t* x,
+                                              int row_stride, int pixel_stride, int dilation,
+                                              const uint16_t* weight, int weight_stride) {
+#pragma unroll
+    for (int ky = 0; ky < 3; ++ky, x += dilation * row_stride) {
+        float w[3][4];
+#pragma unroll
+        for (int kx = 0; kx < 3; ++kx)
+            unpack4<T>(w[kx], load_shared<uint2>(weight + (ky * 3 + kx) * weight_stride));
+        if constexpr (kDense) {
+#pragma unroll
+            for (int column = 0; column < (kStrip - 1) * kStride + 3; ++column) {
+                float v[4];
+                unpack4<T>(v, load_shared<uint2>(x + column * pixel_stride));
+#pragma unroll
+                for (int t = 0; t < kStrip; ++t) {
+                    const int kx = column - t * kStride;
+                    if (kx < 0 || kx > 2) continue;
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[kx][c], sum[t][c]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int t = 0; t < kStrip; ++t)
+#pragma unroll
+                for (int kx = 0; kx < 3; ++kx) {
+                    float v[4];
+                    unpack4<T>(v, load_shared<uint2>(x + (t * kStride + kx * dilation) *
+                                                             pixel_stride));
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[kx][c], sum[t][c]);
+                }
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ uint2 pack4(const float (&v)[4], Bounds b) {
+    return make_uint2(pack<T>(clamp(v[0], b), clamp(v[1], b)),
+                      pack<T>(clamp(v[2], b), clamp(v[3], b)));
+}
+
+}  // namespace fastscnn

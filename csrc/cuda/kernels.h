@@ -1,0 +1,45 @@
+// The CUDA operations. Activations and weights are 16-bit words, NHWC; batch norm is folded; sums
+// are fp32. A launcher checks, chooses launch parameters, launches and returns "" or the error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+struct CUstream_st;
+
+namespace fastscnn {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+enum class Type { kF16, kBF16 };
+
+struct ArgmaxHeadParams {
+    const uint16_t* scores;  // [n][classes][h][w]
+    uint8_t* labels;         // [n][oh][ow]
+    float* confidence;       // [n][oh][ow] top-1 softmax probability, or null
+    int n, classes, h, w;    // classes at most 255
+    int oh, ow;
+    int align_corners;       // 0 or 1
+};
+std::string argmax_head(Type type, ArgmaxHeadParams p, Stream stream);
+
+struct DsconvParams {
+    const uint16_t* x;            // [n][h][w][c]
+    const uint16_t* depthwise;    // [9][round_up(c, 32)], taps by row; zeros after c
+    const float* depthwise_bias;  // [round_up(c, 32)]
+    const uint16_t* pointwise;    // [round_up(c, 32)][o_stride], zeros outside c x o
+    const float* pointwise_bias;  // [o_stride]
+    const uint16_t* head;         // [128][k_stride], zeros outside o x k; null: no head
+    const float* head_bias;       // [k_stride]
+    uint16_t* y;                  // [n][oh][ow][o]; with a head its scores [n][k][oh][ow]
+    int n, h, w;
+    int c, o, k;                  // channels in, out (multiples of 8), classes of the head
+    int o_stride, k_stride;       // multiples of 64 (128 from o = 65 on) and of 32
+    int oh, ow;
+    int stride, dilation;         // 1 or 2; padding = dilation
+    float mid_low, mid_high;      // bounds of the activation between the convolutions
+    float low, high;              // and of the one after them
+};
+std::string dsconv(Type type, DsconvParams p, Stream stream);
+
+}  // namespace fastscnn

@@ -1,0 +1,226 @@
+"""The operations on CUDA tensors in CUDA C++, with the names and meaning of `reference.py`.
+
+They take float16 (compute capability 7.5 and newer) and bfloat16 (8.0 and newer), sum in float32,
+run on the current stream of the tensors' device and return channels_last maps. Weights are packed
+in every call; who runs a network packs them once (`pack_dsconv` and so on). Every error names the
+operation, the argument and what was expected; maps and weights that do not fit these kernels run in
+Triton (`fastscnn_kernels.dsconv` and so on).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastscnn_kernels import checks, extension
+from fastscnn_kernels.shapes import convolved, nhwc
+
+TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+BOUNDS = {
+    "none": (float("-inf"), float("inf")),
+    "relu": (0.0, float("inf")),
+    "relu6": (0.0, 6.0),
+}
+CHUNK = 32  # channels per round of the kernels
+
+
+def built() -> bool:
+    """Whether the extension holds the CUDA kernels; needs no GPU."""
+    return bool(extension.device_info()["cuda_built"])
+
+
+def argmax_head(
+    scores: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    confidence: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Bilinear to `size`; uint8 labels N x H x W and the top-1 probability (empty if not asked)."""
+    op = "argmax_head"
+    _check_map(op, "scores", scores)
+    checks.check_size(op, size, scores.shape[1])
+    scores = scores.contiguous()
+    n, k, h, w = scores.shape
+    labels = _empty((n, *size), scores, torch.uint8)
+    top = _empty((n, *size) if confidence else (0,), scores, torch.float32)
+    _launch(
+        "cuda_argmax_head",
+        scores,
+        *(TYPES[scores.dtype], _address(scores), _address(labels)),
+        *(_address(top) if confidence else 0, n, k, h, w, *size, align_corners),
+    )
+    return labels, top
+
+
+@dataclass(frozen=True)
+class PackedDsconv:
+    """Weights as the kernel reads them: [tap or input][output], zeros up to whole tiles."""
+
+    depthwise: Tensor  # [9][c up to a multiple of 32]
+    depthwise_bias: Tensor  # float32
+    pointwise: Tensor  # [c ..][o up to a multiple of 64, of 128 with a head or from 65 on]
+    pointwise_bias: Tensor
+    head: Tensor | None  # [128][k up to a multiple of 32]
+    head_bias: Tensor | None
+    channels: tuple[int, int, int]  # in, out, classes (0 without a head)
+
+
+def pack_dsconv(
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    head: tuple[Tensor, Tensor] | None = None,
+) -> PackedDsconv:
+    """`head` is weight and bias of a further 1x1 convolution to class scores."""
+    op = "dsconv"
+    c, o = depthwise_weight.shape[0], pointwise_weight.shape[0]
+    like = depthwise_weight
+    checks.check_conv(op, "depthwise_", depthwise_weight, depthwise_bias, (c, 1, 3, 3), like)
+    checks.check_conv(op, "pointwise_", pointwise_weight, pointwise_bias, (o, c, 1, 1), like)
+    _check_channels(op, "depthwise_weight", c)
+    _check_channels(op, "pointwise_weight", o)
+    k = 0
+    if head is not None:
+        k = head[0].shape[0]
+        checks.check_conv(op, "head ", *head, (k, o, 1, 1), like)
+        if o > 128:
+            raise ValueError(f"{op}: a head on {o} channels, expected at most 128")
+    wide = _up(c, CHUNK)
+    out = _up(o, 64) if o <= 64 and head is None else _up(o, 128)
+    return PackedDsconv(
+        _matrix(depthwise_weight.reshape(c, 9), 9, wide, transpose=True),
+        _vector(depthwise_bias, wide),
+        _matrix(pointwise_weight.reshape(o, c), wide, out, transpose=True),
+        _vector(pointwise_bias, out),
+        None if head is None else _matrix(head[0].reshape(k, o), 128, _up(k, 32), transpose=True),
+        None if head is None else _vector(head[1], _up(k, 32)),
+        (c, o, k),
+    )
+
+
+def dsconv(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    mid_activation: str = "none",
+    activation: str = "relu",
+    head: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Depthwise 3x3, optional activation, pointwise 1x1, activation; with `head` (weight and bias
+    of a 1x1 convolution) the class scores of the result, N x K x H x W contiguous."""
+    packed = pack_dsconv(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, head)
+    return run_dsconv(
+        x, packed, stride=stride, dilation=dilation, mid_activation=mid_activation,
+        activation=activation,
+    )  # fmt: skip
+
+
+def run_dsconv(
+    x: Tensor,
+    packed: PackedDsconv,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    mid_activation: str = "none",
+    activation: str = "relu",
+) -> Tensor:
+    op = "dsconv"
+    _check_map(op, "x", x, packed.depthwise)
+    c, o, k = packed.channels
+    n, _, h, w = x.shape
+    checks.check_tensor(op, "x", x, (n, c, h, w))
+    checks.check_step(op, stride, dilation)
+    checks.check_activation(op, mid_activation, "mid_activation")
+    checks.check_activation(op, activation)
+    x = nhwc(x)
+    oh, ow = convolved(h, stride), convolved(w, stride)
+    head = packed.head is not None
+    y = _empty((n, k, oh, ow) if head else (n, oh, ow, o), x)
+    weights = (packed.depthwise, packed.depthwise_bias, packed.pointwise, packed.pointwise_bias)
+    k_stride = 0 if packed.head is None else packed.head.shape[1]
+    _launch(
+        "cuda_dsconv",
+        x,
+        *(TYPES[x.dtype], _address(x), *map(_address, weights)),
+        *(_address(packed.head), _address(packed.head_bias), _address(y), (n, h, w)),
+        *((c, o, k, packed.pointwise.shape[1], k_stride), (oh, ow), stride, dilation),
+        *(BOUNDS[mid_activation], BOUNDS[activation]),
+    )
+    return y if head else y.permute(0, 3, 1, 2)
+
+
+def _launch(name: str, x: Tensor, *arguments: object) -> None:
+    """Calls the extension for the device of `x`, on its current stream."""
+    if x.device.type != "cuda":
+        raise ValueError(f"{name}: x is on {x.device}, expected an NVIDIA GPU")
+    with torch.cuda.device(x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(_extension(), name)(*arguments, stream)
+
+
+def _extension() -> ModuleType:
+    if not built():
+        raise RuntimeError(
+            "the extension was built without CUDA; install the CUDA toolkit and run "
+            f"FASTSCNN_CUDA=1 {extension.BUILD_COMMAND}"
+        )
+    return extension.load()
+
+
+def _address(t: Tensor | None) -> int:
+    """The address of a dense tensor on a 16-byte boundary; 0 for None."""
+    if t is None:
+        return 0
+    if t.data_ptr() % 16:
+        raise ValueError(f"a {tuple(t.shape)} tensor starts off a 16-byte boundary; clone it")
+    return t.data_ptr()
+
+
+def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def _check_map(op: str, name: str, x: Tensor, weight: Tensor | None = None) -> None:
+    checks.check_map(op, name, x)
+    if x.dtype not in TYPES:
+        raise TypeError(f"{op}: {name} is {x.dtype}, expected float16 or bfloat16; float32 runs in "
+                        f"Triton (fastscnn_kernels.{op})")  # fmt: skip
+    if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
+        raise ValueError(f"{op}: {name} is {x.dtype} on {x.device}, expected {weight.dtype} on "
+                         f"{weight.device} as the weights")  # fmt: skip
+
+
+def _check_channels(op: str, name: str, channels: int) -> None:
+    if channels % 8:
+        raise ValueError(
+            f"{op}: {name} has {channels} channels, expected a multiple of 8; other counts run in "
+            f"Triton (fastscnn_kernels.{op})"
+        )
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _matrix(weight: Tensor, rows: int, columns: int, *, transpose: bool) -> Tensor:
+    """`weight` (transposed: output x input to input x output) in a larger matrix of zeros."""
+    w = weight.detach().t() if transpose else weight.detach()
+    packed = w.new_zeros(rows, columns)
+    packed[: w.shape[0], : w.shape[1]] = w
+    return packed
+
+
+def _vector(bias: Tensor, size: int) -> Tensor:
+    packed = bias.new_zeros(size, dtype=torch.float32)
+    packed[: bias.shape[0]] = bias.detach()
+    return packed

@@ -1,0 +1,54 @@
+"""`fastscnn_kernels.cuda` on CPU tensors: its own packing and checks, kernels on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastscnn_kernels import cuda
+
+#: Shared memory of a block in KiB, multiprocessors: Turing, Ada, Hopper.
+DEVICES = {75: (64, 40), 89: (99, 58), 90: (227, 132)}
+
+
+@contextmanager
+def running_on(
+    module: ModuleType, *, capability: int = 90, seed: int = 0, multiprocessors: int | None = None
+) -> Iterator[None]:
+    """Inside, the operations of `fastscnn_kernels.cuda` run in `module` on a pretended GPU.
+
+    Only memory that an operation names may be touched; what it allocates starts as NaN or 255.
+    """
+    shared, processors = DEVICES[capability]
+    module.set(seed, capability, multiprocessors or processors, shared * 1024)
+    kept: list[Tensor] = []
+    address, empty = cuda._address, cuda._empty
+
+    def registered(t: Tensor | None) -> int:
+        if t is not None:
+            kept.append(t)
+            module.add_buffer(t.data_ptr(), t.numel() * t.element_size())
+        return address(t)
+
+    def poisoned(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        t = empty(shape, like, dtype)
+        return t.fill_(float("nan") if t.is_floating_point() else 255)
+
+    def launch(name: str, x: Tensor, *arguments: Any) -> None:
+        getattr(module, name)(*arguments, 0)
+        module.clear_buffers()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "_address", registered)
+        patch.setattr(cuda, "_empty", poisoned)
+        patch.setattr(cuda, "_launch", launch)
+        try:
+            yield
+        finally:
+            module.clear_buffers()

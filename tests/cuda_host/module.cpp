@@ -1,0 +1,14 @@
+// The CUDA operations on the CPU as a Python module, with the switches of the pretended device.
+#include <pybind11/pybind11.h>
+
+#include "bindings.h"
+#include "cuda_on_host.h"
+
+PYBIND11_MODULE(cuda_on_host, m) {
+    fastscnn::bind_cuda(m);
+    m.def("set", [](unsigned seed, int capability, int multiprocessors, int shared) {
+        on_host::settings = {seed, capability, multiprocessors, shared};
+    });
+    m.def("clear_buffers", &on_host::clear_buffers);
+    m.def("add_buffer", &on_host::add_buffer);
+}

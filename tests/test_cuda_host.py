@@ -1,0 +1,133 @@
+"""The CUDA kernels, executed on the CPU thread by thread, against the float64 twins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
+
+import compiled
+from host import running_on
+from op_cases import Case, case, check, conv, head, separable
+
+from fastscnn_kernels import cuda, reference
+
+SEEDS = (0, 1, 2, 3)
+HALF, BFLOAT = torch.float16, torch.bfloat16
+
+
+def with_head(
+    shape: tuple[int, int, int, int], out: int, classes: int, dtype: torch.dtype, **o: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, options = separable(shape, out, dtype)
+    return args, {**options, **o, "head": conv(classes, out, 1, dtype)}
+
+
+def smooth(
+    shape: tuple[int, int, int, int], size: tuple[int, int], align: bool, dtype: torch.dtype
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Large regions of one class, so that most runs are fills."""
+    (scores, _), options = head(shape, size, align, dtype)
+    scores[:, 2, :, : shape[3] // 2] += 40
+    scores[:, 5, shape[2] // 3 :, shape[3] // 2 :] += 40
+    return (scores, size), options
+
+
+CASES = (
+    case("dsconv", "ltd-1", separable, (1, 32, 33, 65), 48, stride=2, mid_activation="relu"),
+    case("dsconv", "ltd-2", separable, (1, 48, 15, 9), 64, stride=2),
+    case("dsconv", "classifier", separable, (1, 128, 11, 17), 128, core=True),
+    case("dsconv", "one-pixel", separable, (2, 96, 1, 1), 96, activation="relu6"),
+    case("dsconv", "one-pixel-s2", separable, (1, 128, 1, 1), 128, stride=2),
+    case("dsconv", "batch-3-dilated", separable, (3, 48, 7, 13), 96, dilation=4),
+    case("dsconv", "8-channels", separable, (1, 8, 9, 8), 8, activation="none"),
+    case("dsconv", "two-output-blocks", separable, (1, 40, 7, 13), 200),
+    case("dsconv", "head-19", with_head, (1, 128, 9, 13), 128, 19, core=True),
+    case("dsconv", "head-1", with_head, (2, 128, 1, 1), 64, 1, mid_activation="relu"),
+    case("dsconv", "head-70", with_head, (1, 48, 7, 13), 96, 70),
+    case("dsconv", "head-s2", with_head, (1, 32, 9, 7), 48, 30, stride=2),
+    case("argmax_head", "x8", head, (1, 19, 5, 18), (40, 144), False, core=True),
+    case("argmax_head", "x8-smooth", smooth, (2, 19, 9, 19), (72, 152), False, core=True),
+    case("argmax_head", "x8-aligned-smooth", smooth, (1, 11, 6, 7), (41, 49), True),
+    case("argmax_head", "x12", smooth, (1, 19, 4, 12), (50, 139), False),
+    case("argmax_head", "x4", head, (1, 30, 5, 8), (20, 32), False),
+    case("argmax_head", "x4-aligned-odd", head, (3, 7, 7, 13), (19, 31), True),
+    case("argmax_head", "shrink", head, (1, 19, 33, 65), (4, 10), False),
+    case("argmax_head", "one-class-one-pixel", head, (1, 1, 1, 1), (1, 9), True),
+    case("argmax_head", "one-source-pixel", head, (1, 19, 1, 1), (33, 65), False),
+    case("argmax_head", "255-classes", head, (1, 255, 1, 2), (8, 16), False),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def on_host() -> ModuleType:
+    return compiled.load()
+
+
+def ids(c: Case) -> str:
+    return c.id
+
+
+def dtypes(cases: tuple[Case, ...]) -> list[Any]:
+    """Every case in fp16, the core ones in bf16 too."""
+    return [
+        pytest.param(c, t, id=f"{c.id}-{str(t)[6:]}")
+        for c in cases
+        for t in ((HALF, BFLOAT) if c.core else (HALF,))
+    ]
+
+
+@pytest.mark.parametrize(("case", "dtype"), dtypes(CASES))
+def test_matches_twin(on_host: ModuleType, case: Case, dtype: torch.dtype) -> None:
+    """On a pretended Hopper, in four orders of its threads."""
+    torch.manual_seed(0)
+    args, kwargs = case.make(dtype)
+    results = []
+    for seed in SEEDS:
+        with running_on(on_host, seed=seed):
+            results.append(getattr(cuda, case.op)(*args, **kwargs))
+            if case.op == "argmax_head":  # without confidence: fills and gathered runs
+                labels, none = cuda.argmax_head(*args, **kwargs, confidence=False)
+                assert none.numel() == 0
+                assert torch.equal(labels, results[-1][0])
+    for ours in results:
+        assert torch.equal(first(ours), first(results[0])), "depends on the order of threads"
+    check_op(case, results[0], args, kwargs)
+
+
+def first(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def check_op(case: Case, ours: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("head") is None:
+        check(case, ours, args, kwargs)
+        return
+    from tolerance import assert_close
+
+    weight, bias = kwargs.pop("head")
+    exact = reference.dsconv(*(a.double() for a in args), **kwargs)
+    exact = reference.pointwise_conv(exact, weight.double(), bias.double())
+    peer = reference.pointwise_conv(reference.dsconv(*args, **kwargs), weight, bias)
+    assert_close(ours, exact, peer)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_fast_labels_are_exact(on_host: ModuleType, align_corners: bool) -> None:
+    """Labels without confidence (fills and gathered runs) equal those of the full computation."""
+    torch.manual_seed(1)
+    (scores, size), _ = smooth((1, 19, 9, 19), (72, 152), align_corners, HALF)
+    with running_on(on_host):
+        fast, _ = cuda.argmax_head(scores, size, align_corners=align_corners, confidence=False)
+        full, _ = cuda.argmax_head(scores, size, align_corners=align_corners, confidence=True)
+    assert torch.equal(fast, full)
+    logits = reference.resize(scores.double(), size, align_corners)
+    chosen = logits.gather(1, fast.long().unsqueeze(1)).squeeze(1)
+    assert ((logits.amax(1) - chosen) / logits.abs().max()).max() < 1e-5
