@@ -10,6 +10,7 @@
 
 #include "cpu/packed.h"
 #ifdef FASTSCNN_WITH_CUDA
+#include "cuda/bindings.h"
 #include "cuda/device.h"
 #endif
 
@@ -214,4 +215,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("feature_fusion", &feature_fusion, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
+#ifdef FASTSCNN_WITH_CUDA
+    bind_cuda(m);
+#endif
 }
