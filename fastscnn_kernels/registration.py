@@ -6,7 +6,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from packaging.version import Version
@@ -29,7 +29,7 @@ def define(
     """
 
     def on_cpu(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return nhwc(cpu_implementation(name, x)(x, *args, **kwargs))
+        return run_on_cpu(name, x, *args, **kwargs)
 
     def on_gpu(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.cuda.device(x.device):
@@ -43,13 +43,19 @@ def define(
     return op
 
 
-def cpu_implementation(name: str, x: Tensor) -> Callable[..., Any]:
-    """C++ for float32 (and uint8 frames) where it exists, the twin for every other dtype."""
-    if x.dtype in (torch.float32, torch.uint8):
+def run_on_cpu(name: str, *args: Any, **kwargs: Any) -> Tensor:
+    """One map, channels_last, from the CPU's implementation of `name`."""
+    return nhwc(cpu_implementation(name, *args)(*args, **kwargs))
+
+
+def cpu_implementation(name: str, *args: Any) -> Callable[..., Any]:
+    """C++ where all tensors are float32 (or uint8 frames), the twin for every other dtype."""
+    dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
+    if dtypes <= {torch.float32, torch.uint8}:
         from fastscnn_kernels import cpu
 
-        return getattr(cpu, name, None) or getattr(reference, name)
-    return getattr(reference, name)
+        return cast(Callable[..., Any], getattr(cpu, name))
+    return cast(Callable[..., Any], getattr(reference, name))
 
 
 @functools.cache

@@ -34,6 +34,7 @@ class Launch:
     name: str
     grid: tuple[int, int, int]
     metadata: Any
+    constants: dict[str, Any]
     ptx: str
     cubin: bytes
 
@@ -61,6 +62,22 @@ class Launch:
             command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
             text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+
+    @cached_property
+    def spill_bytes(self) -> int:
+        """Bytes that ptxas stores to and loads from local memory."""
+        target = re.search(r"\.target (sm_\w+)", self.ptx)
+        assert target
+        newest = int(self.metadata.target.arch) >= 100
+        ptxas = (knobs.nvidia.ptxas_blackwell if newest else knobs.nvidia.ptxas).path
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(self.ptx)
+            file.flush()
+            command = [ptxas, "-v", f"--gpu-name={target[1]}", file.name, "-o", "/dev/null"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
+        assert found, done.stderr
+        return sum(map(int, found))
 
 
 class _Utils:
@@ -100,7 +117,7 @@ class CompileOnlyDriver(DriverBase):
                 kernel = _LAST.pop()
                 launches.append(
                     Launch(
-                        kernel.metadata.name, grid, kernel.metadata,
+                        kernel.metadata.name, grid, kernel.metadata, _constants(kernel.src),
                         kernel.asm["ptx"], kernel.asm["cubin"],
                     )
                 )  # fmt: skip
@@ -137,6 +154,11 @@ class CompileOnlyDriver(DriverBase):
 
 
 _LAST: list[Any] = []
+
+
+def _constants(source: Any) -> dict[str, Any]:
+    """The constexpr arguments by name."""
+    return {source.fn.arg_names[path[0]]: v for path, v in source.constants.items()}
 
 
 @contextmanager

@@ -135,7 +135,7 @@ CASES = (
     case("stem_conv", "same-even", stem, (1, 16, 34), "same"),
     case("stem_conv", "same-odd-batch-3", stem, (3, 7, 13), "same"),
     case("stem_conv", "one-pixel", stem, (1, 3, 3), 0),
-    case("stem_conv", "one-input-pixel", stem, (1, 1, 1), 1, out=19),
+    case("stem_conv", "19-channels", stem, (1, 4, 3), 1, out=19),
     case("stem_conv", "thin-slice", stem, (1, 3, 2047), 0),  # Tramac: 1023 columns
     case("stem_conv", "float-nchw", stem, (2, 3, 17, 21), 1, core=True),
     case("depthwise_conv", "bottleneck-s2", depthwise, (1, 384, 6, 10), stride=2,
