@@ -101,28 +101,28 @@ class _Utils:
         pass
 
 
+class _Launcher:
+    """Compiled kernels keep their launcher, so it asks for the driver of the moment."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.constants = {source.fn.arg_names[path[0]]: v for path, v in source.constants.items()}
+
+    def __call__(self, *args: Any) -> None:
+        kernel = args[6]  # what `launch_metadata` returned, see below
+        driver._active.launches.append(
+            Launch(
+                kernel.metadata.name, args[:3], kernel.metadata, self.constants,
+                kernel.asm["ptx"], kernel.asm["cubin"],
+            )
+        )  # fmt: skip
+
+
 class CompileOnlyDriver(DriverBase):
     def __init__(self, capability: int) -> None:
         self.capability = capability
         self.utils = _Utils(capability)
         self.launches: list[Launch] = []
-        launches = self.launches
-
-        class Launcher:
-            def __init__(self, src: Any, metadata: Any) -> None:
-                pass
-
-            def __call__(self, *args: Any) -> None:
-                grid = args[:3]
-                kernel = _LAST.pop()
-                launches.append(
-                    Launch(
-                        kernel.metadata.name, grid, kernel.metadata, _constants(kernel.src),
-                        kernel.asm["ptx"], kernel.asm["cubin"],
-                    )
-                )  # fmt: skip
-
-        self.launcher_cls = Launcher
+        self.launcher_cls = _Launcher
 
     @staticmethod
     def is_active() -> bool:
@@ -153,29 +153,16 @@ class CompileOnlyDriver(DriverBase):
         raise NotImplementedError
 
 
-_LAST: list[Any] = []
-
-
-def _constants(source: Any) -> dict[str, Any]:
-    """The constexpr arguments by name."""
-    return {source.fn.arg_names[path[0]]: v for path, v in source.constants.items()}
-
-
 @contextmanager
 def compile_only(capability: int) -> Iterator[list[Launch]]:
     """All Triton launches inside compile for `capability` and are listed in what this yields."""
     from triton.compiler import CompiledKernel
 
     original = CompiledKernel.launch_metadata
-
-    def launch_metadata(self: Any, *args: Any) -> Any:
-        _LAST.append(self)
-        return original(self, *args)
-
     before = driver._active
     active = CompileOnlyDriver(capability)
     driver.set_active(active)
-    CompiledKernel.launch_metadata = launch_metadata
+    CompiledKernel.launch_metadata = lambda self, *_: self
     try:
         yield active.launches
     finally:
