@@ -1,0 +1,159 @@
+"""The whole network on the CPU: every preset against float64, memory, threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_cpu_heads import assert_labels
+from torch import Tensor
+
+from fastscnn.config import PRESETS
+from fastscnn.cpu_runtime import CpuRuntime
+from fastscnn.fold import fold
+from fastscnn.model import FastSCNN
+from fastscnn_kernels import reference
+from fastscnn_kernels.extension import device_info
+
+ISAS = device_info()["cpu_instruction_sets"]
+SIZES = [(32, 32), (97, 130)]
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """For the float64 reference: waking threads costs more than these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def network(preset: str, classes: int = 19) -> FastSCNN:
+    """Random weights whose batch norms are not the identity, so that folding matters."""
+    torch.manual_seed(0)
+    model = FastSCNN(classes, config=PRESETS[preset]).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def runtime(model: FastSCNN, isa: str = "") -> CpuRuntime:
+    return CpuRuntime(fold(model), model.config, model.num_classes, isa=isa)
+
+
+def exact_logits(model: FastSCNN, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.double()(x.double())
+
+
+def frames(n: int, h: int, w: int) -> Tensor:
+    return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset(preset: str, size: tuple[int, int]) -> None:
+    model = network(preset)
+    run, frame = runtime(model), frames(2, *size)
+    x = reference.normalize(frame, model.config.mean, model.config.std)
+    exact = exact_logits(model, x)
+    scale = exact.max() - exact.min()
+    for given in (frame, x, x.contiguous()):
+        assert (run.logits(given) - exact).abs().max() < 1e-4 * scale
+    labels, confidence = run.labels(frame, confidence=True)
+    assert_labels(labels, exact, margin=1e-4)
+    assert torch.allclose(run.probabilities(frame).double(), torch.softmax(exact, 1), atol=1e-4)
+    assert confidence is not None
+    assert torch.allclose(confidence.double(), torch.softmax(exact, 1).amax(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("classes", [1, 11, 255])
+def test_instruction_sets_and_class_counts(classes: int, isa: str) -> None:
+    model = network("paper", classes)
+    frame = frames(1, 70, 90)
+    ours = runtime(model, isa).logits(frame)
+    exact = exact_logits(model, reference.normalize(frame, model.config.mean, model.config.std))
+    assert (ours - exact).abs().max() < 1e-4 * (exact.max() - exact.min())
+
+
+def test_output_size() -> None:
+    run, frame = runtime(network("paper")), frames(1, 64, 96)
+    labels, none = run.labels(frame, out_size=(31, 200))
+    assert labels.shape == (1, 31, 200)
+    assert none is None
+    assert run.probabilities(frame, out_size=(31, 200)).shape == (1, 19, 31, 200)
+
+
+@pytest.mark.parametrize("preset", ["paper", "mmseg", "segmentron"])
+def test_threads_do_not_change_a_bit(preset: str) -> None:
+    run, frame = runtime(network(preset)), frames(2, 128, 160)
+    one = run.logits(frame, threads=1)
+    for threads in (2, 3, 7):
+        assert torch.equal(run.logits(frame, threads=threads), one)
+
+
+def test_batch_does_not_change_a_bit() -> None:
+    run, frame = runtime(network("paper")), frames(3, 64, 100)
+    alone = torch.cat([run.logits(f[None]) for f in frame])
+    assert torch.equal(run.logits(frame), alone)
+
+
+def test_runtimes_run_in_parallel_and_one_may_be_shared() -> None:
+    model, other = network("paper"), network("tramac", 11)
+    runs = [runtime(model), runtime(other), runtime(model)]
+    runs.append(runs[0])
+    inputs = [frames(1, 64, 64 + 32 * i) for i in range(4)]
+    expected = [r.logits(f) for r, f in zip(runs, inputs, strict=True)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(10):
+            if not torch.equal(runs[i].logits(inputs[i], threads=2), expected[i]):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in workers:
+        t.start()
+    for t in workers:
+        t.join()
+    assert wrong == []
+
+
+def test_results_are_fresh_tensors() -> None:
+    run = runtime(network("paper"))
+    scores = run.scores(frames(1, 64, 64))
+    kept = scores.clone()
+    run.scores(frames(1, 64, 64))
+    assert torch.equal(scores, kept)
+
+
+def test_memory_is_bounded_and_reused() -> None:
+    run = runtime(network("paper"))
+    for threads in (2, 1):
+        run.labels(frames(1, 1024, 2048), threads=threads)
+        assert run.workspace_bytes() < 110e6  # labels, scores and tables of a call: 5 MB more
+    run.labels(frames(1, 512, 1024), threads=1)
+    held = run.workspace_bytes()
+    run.labels(frames(1, 512, 1024), threads=1)
+    run.labels(frames(1, 1024, 2048), threads=1)
+    assert run.workspace_bytes() == held
+    for width in (64, 96, 128, 160):
+        run.labels(frames(1, 64, width), threads=1)
+    assert run.workspace_bytes() < held
+
+
+def test_bad_input_is_named() -> None:
+    run = runtime(network("paper"))
+    with pytest.raises(ValueError, match="N x H x W x 3"):
+        run.labels(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"torch\.float16"):
+        run.scores(torch.zeros(1, 3, 64, 64, dtype=torch.float16))
+    with pytest.raises(ValueError, match="threads=0"):
+        run.scores(frames(1, 64, 64), threads=0)
