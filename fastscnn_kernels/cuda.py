@@ -9,8 +9,10 @@ Triton (`fastscnn_kernels.dsconv` and so on).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,13 +161,130 @@ def run_dsconv(
     return y if head else y.permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class PackedInvertedResidual:
+    """Weights as the kernel reads them: [tap or input][output], zeros up to whole tiles."""
+
+    expand: Tensor  # [c up to a multiple of 16][hidden up to a multiple of 32]
+    expand_bias: Tensor  # float32
+    depthwise: Tensor  # [9][hidden ..]
+    depthwise_bias: Tensor
+    project: Tensor  # [hidden ..][64, 96 or 128]
+    project_bias: Tensor
+    channels: tuple[int, int]  # in, out
+
+
+def pack_inverted_residual(
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+) -> PackedInvertedResidual:
+    op = "inverted_residual"
+    hidden, c = expand_weight.shape[:2]
+    o = project_weight.shape[0]
+    like = expand_weight
+    checks.check_conv(op, "expand_", expand_weight, expand_bias, (hidden, c, 1, 1), like)
+    checks.check_conv(op, "depthwise_", depthwise_weight, depthwise_bias, (hidden, 1, 3, 3), like)
+    checks.check_conv(op, "project_", project_weight, project_bias, (o, hidden, 1, 1), like)
+    _check_channels(op, "expand_weight", c)
+    _check_channels(op, "project_weight", o)
+    if o > 128:
+        raise ValueError(
+            f"{op}: project_weight has {o} outputs, expected at most 128; more run in Triton "
+            f"(fastscnn_kernels.{op})"
+        )
+    wide = _up(hidden, CHUNK)
+    out = 64 if o <= 64 else _up(o, 32)
+    return PackedInvertedResidual(
+        _matrix(expand_weight.reshape(hidden, c), _up(c, 16), wide, transpose=True),
+        _vector(expand_bias, wide),
+        _matrix(depthwise_weight.reshape(hidden, 9), 9, wide, transpose=True),
+        _vector(depthwise_bias, wide),
+        _matrix(project_weight.reshape(o, hidden), wide, out, transpose=True),
+        _vector(project_bias, out),
+        (c, o),
+    )
+
+
+def inverted_residual(
+    x: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    *,
+    stride: int = 1,
+    activation: str = "relu",
+    residual: bool = False,
+) -> Tensor:
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation, optionally plus x."""
+    packed = pack_inverted_residual(
+        expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias
+    )
+    return run_inverted_residual(x, packed, stride=stride, activation=activation, residual=residual)
+
+
+def run_inverted_residual(
+    x: Tensor,
+    packed: PackedInvertedResidual,
+    *,
+    stride: int = 1,
+    activation: str = "relu",
+    residual: bool = False,
+) -> Tensor:
+    op = "inverted_residual"
+    _check_map(op, "x", x, packed.expand)
+    c, o = packed.channels
+    n, _, h, w = x.shape
+    checks.check_tensor(op, "x", x, (n, c, h, w))
+    checks.check_step(op, stride, 1)
+    checks.check_activation(op, activation)
+    if residual and (stride != 1 or c != o):
+        raise ValueError(
+            f"{op}: residual=True needs stride 1 and as many outputs as inputs, got stride "
+            f"{stride} and {c} -> {o} channels"
+        )
+    x = nhwc(x)
+    out = convolved(h, stride), convolved(w, stride)
+    y = _empty((n, *out, o), x)
+    channels = (c, o, packed.expand.shape[1])
+    with _on_device(op, x):
+        floats, counters = _extension().cuda_inverted_residual_workspace(
+            (n, h, w), channels, out, stride
+        )
+    partial = _empty((floats,), x, torch.float32)
+    # Zeroed for every call: overlapping launches must not share counters.
+    arrived = torch.zeros(counters, dtype=torch.int32, device=x.device)
+    weights = (
+        *(packed.expand, packed.expand_bias, packed.depthwise, packed.depthwise_bias),
+        *(packed.project, packed.project_bias),
+    )
+    _launch(
+        "cuda_inverted_residual",
+        x,
+        *(TYPES[x.dtype], _address(x), *map(_address, weights), _address(y)),
+        *(_address(partial), _address(arrived), (n, h, w), channels, out, stride, residual),
+        BOUNDS[activation],
+    )
+    return y.permute(0, 3, 1, 2)
+
+
 def _launch(name: str, x: Tensor, *arguments: object) -> None:
     """Calls the extension for the device of `x`, on its current stream."""
-    if x.device.type != "cuda":
-        raise ValueError(f"{name}: x is on {x.device}, expected an NVIDIA GPU")
-    with torch.cuda.device(x.device):
+    with _on_device(name, x):
         stream = torch.cuda.current_stream().cuda_stream
         getattr(_extension(), name)(*arguments, stream)
+
+
+def _on_device(name: str, x: Tensor) -> AbstractContextManager[Any]:
+    if x.device.type != "cuda":
+        raise ValueError(f"{name}: x is on {x.device}, expected an NVIDIA GPU")
+    return torch.cuda.device(x.device)
 
 
 def _extension() -> ModuleType:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
 
 import compiled
 from host import running_on
-from op_cases import Case, case, check, conv, head, separable
+from op_cases import Case, bottleneck, case, check, conv, head, separable
 
 from fastscnn_kernels import cuda, reference
 
@@ -53,6 +53,15 @@ CASES = (
     case("dsconv", "head-1", with_head, (2, 128, 1, 1), 64, 1, mid_activation="relu"),
     case("dsconv", "head-70", with_head, (1, 48, 7, 13), 96, 70),
     case("dsconv", "head-s2", with_head, (1, 32, 9, 7), 48, 30, stride=2),
+    case("inverted_residual", "1.0", bottleneck, (1, 64, 9, 21), 64, stride=2, core=True),
+    case("inverted_residual", "1.1", bottleneck, (1, 64, 9, 13), 64, residual=True),
+    case("inverted_residual", "2.0", bottleneck, (1, 64, 7, 13), 96, stride=2),
+    case("inverted_residual", "2.1", bottleneck, (1, 96, 7, 9), 96, residual=True, core=True),
+    case("inverted_residual", "3.0", bottleneck, (1, 96, 5, 9), 128, activation="relu6"),
+    case("inverted_residual", "3.1", bottleneck, (1, 128, 8, 8), 128, residual=True),
+    case("inverted_residual", "one-pixel", bottleneck, (2, 8, 1, 1), 8, residual=True),
+    case("inverted_residual", "one-pixel-s2", bottleneck, (1, 48, 1, 1), 48, stride=2),
+    case("inverted_residual", "odd-batch-3", bottleneck, (3, 24, 7, 13), 40, activation="none"),
     case("argmax_head", "x8", head, (1, 19, 5, 18), (40, 144), False, core=True),
     case("argmax_head", "x8-smooth", smooth, (2, 19, 9, 19), (72, 152), False, core=True),
     case("argmax_head", "x8-aligned-smooth", smooth, (1, 11, 6, 7), (41, 49), True),

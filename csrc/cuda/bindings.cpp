@@ -2,8 +2,10 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels.h"
 
@@ -21,7 +23,7 @@ T* pointer(Address address) {
 
 Type type(const std::string& name) { return name == "bfloat16" ? Type::kBF16 : Type::kF16; }
 
-Stream stream(Address handle) { return reinterpret_cast<Stream>(handle); }
+Stream stream_of(Address handle) { return reinterpret_cast<Stream>(handle); }
 
 void check(const std::string& error) {
     if (!error.empty()) throw std::runtime_error(error);
@@ -33,7 +35,7 @@ void cuda_argmax_head(const std::string& dtype, Address scores, Address labels, 
     check(argmax_head(type(dtype),
                       {pointer(scores), pointer<uint8_t>(labels), pointer<float>(confidence), n,
                        classes, h, w, oh, ow, align_corners},
-                      stream(handle)));
+                      stream_of(handle)));
 }
 
 void cuda_dsconv(const std::string& dtype, Address x, Address depthwise, Address depthwise_bias,
@@ -47,7 +49,35 @@ void cuda_dsconv(const std::string& dtype, Address x, Address depthwise, Address
                   pointer<float>(head_bias), pointer(y), size[0], size[1], size[2], channels[0],
                   channels[1], channels[2], channels[3], channels[4], out[0], out[1], stride,
                   dilation, mid.first, mid.second, last.first, last.second},
-                 fastscnn::stream(handle)));
+                 stream_of(handle)));
+}
+
+// Floats of `partial` and ints of `counters` that the present GPU wants for this map.
+std::pair<int64_t, int> cuda_inverted_residual_workspace(std::array<int, 3> size,
+                                                         std::array<int, 3> channels,
+                                                         std::array<int, 2> out, int stride) {
+    InvertedResidualParams p{};
+    p.n = size[0], p.h = size[1], p.w = size[2];
+    p.c = channels[0], p.o = channels[1], p.hidden_stride = channels[2];
+    p.oh = out[0], p.ow = out[1], p.stride = stride;
+    const InvertedResidualPlan plan = plan_inverted_residual(p);
+    return {plan.partial, plan.counters};
+}
+
+void cuda_inverted_residual(const std::string& dtype, Address x, Address expand,
+                            Address expand_bias, Address depthwise, Address depthwise_bias,
+                            Address project, Address project_bias, Address y, Address partial,
+                            Address counters, std::array<int, 3> size, std::array<int, 3> channels,
+                            std::array<int, 2> out, int stride, bool residual, Range range,
+                            Address handle) {
+    check(inverted_residual(
+        type(dtype),
+        {pointer(x), pointer(expand), pointer<float>(expand_bias), pointer(depthwise),
+         pointer<float>(depthwise_bias), pointer(project), pointer<float>(project_bias),
+         pointer(y), pointer<float>(partial), pointer<int>(counters), size[0], size[1], size[2],
+         channels[0], channels[1], channels[2], out[0], out[1], stride, residual, range.first,
+         range.second, 1},
+        stream_of(handle)));
 }
 
 }  // namespace
@@ -55,6 +85,8 @@ void cuda_dsconv(const std::string& dtype, Address x, Address depthwise, Address
 void bind_cuda(pybind11::module_& m) {
     m.def("cuda_argmax_head", &cuda_argmax_head);
     m.def("cuda_dsconv", &cuda_dsconv);
+    m.def("cuda_inverted_residual_workspace", &cuda_inverted_residual_workspace);
+    m.def("cuda_inverted_residual", &cuda_inverted_residual);
 }
 
 }  // namespace fastscnn

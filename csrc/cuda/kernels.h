@@ -42,4 +42,32 @@ struct DsconvParams {
 };
 std::string dsconv(Type type, DsconvParams p, Stream stream);
 
+struct InvertedResidualParams {
+    const uint16_t* x;            // [n][h][w][c]
+    const uint16_t* expand;       // [round_up(c, 16)][hidden_stride], zeros outside c x hidden
+    const float* expand_bias;     // [hidden_stride]
+    const uint16_t* depthwise;    // [9][hidden_stride], taps by row
+    const float* depthwise_bias;  // [hidden_stride]
+    const uint16_t* project;      // [hidden_stride][64, 96 or 128, the first not below o]
+    const float* project_bias;    // [as many]
+    uint16_t* y;                  // [n][oh][ow][o]
+    float* partial;               // sums of the shares, as many as the plan says
+    int* counters;                // zeros before and after, as many as the plan says
+    int n, h, w;
+    int c, o;                     // channels in, out (multiples of 8; o at most 128)
+    int hidden_stride;            // hidden channels up to a multiple of 32
+    int oh, ow;
+    int stride, residual;         // 1 or 2; adds x (stride 1, c == o)
+    float low, high;              // bounds of the activation after expand and depthwise
+    int split;                    // blocks that share a tile: set by the launcher
+};
+struct InvertedResidualPlan {
+    int tile_h, tiles, split;  // tiles of tile_h x 8 pixels per image, blocks per tile
+    int shared;                // bytes of shared memory
+    int counters;              // ints, 0 without a split
+    int64_t partial;           // floats, 0 without a split
+};
+InvertedResidualPlan plan_inverted_residual(const InvertedResidualParams& p);
+std::string inverted_residual(Type type, InvertedResidualParams p, Stream stream);
+
 }  // namespace fastscnn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +48,8 @@ def running_on(
         patch.setattr(cuda, "_address", registered)
         patch.setattr(cuda, "_empty", poisoned)
         patch.setattr(cuda, "_launch", launch)
+        patch.setattr(cuda, "_extension", lambda: module)
+        patch.setattr(cuda, "_on_device", lambda *_: nullcontext())
         try:
             yield
         finally:
