@@ -9,6 +9,7 @@ Triton (`fastscnn_kernels.dsconv` and so on).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from fastscnn_kernels import checks, extension
-from fastscnn_kernels.shapes import convolved, nhwc
+from fastscnn_kernels.reference import stem_padding
+from fastscnn_kernels.shapes import convolved, nhwc, stem_size
+from fastscnn_kernels.stem_conv import check_frame
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 BOUNDS = {
@@ -274,6 +277,101 @@ def run_inverted_residual(
     return y.permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class PackedLearningToDownsample:
+    """The ten tensors of the kernel in its order: weights [tap or input][output], float32 biases;
+    the stem's [output][10 per row of taps: 3 taps x 3 colours and a zero; 2 zeros]."""
+
+    tensors: tuple[Tensor, ...]
+
+
+#: Channels of the frame and after the stem and each DSConv that the kernel is built for.
+DOWNSAMPLE_CHANNELS = (3, 32, 48, 64)
+
+
+def pack_learning_to_downsample(
+    stem_weight: Tensor,
+    stem_bias: Tensor,
+    dsconv1: Sequence[Tensor],
+    dsconv2: Sequence[Tensor],
+) -> PackedLearningToDownsample:
+    op = "learning_to_downsample"
+    channels = (*stem_weight.shape[1::-1], dsconv1[2].shape[0], dsconv2[2].shape[0])
+    if channels != DOWNSAMPLE_CHANNELS:
+        raise ValueError(
+            f"{op}: weights for {channels} channels, expected {DOWNSAMPLE_CHANNELS}; others run in "
+            f"Triton (fastscnn_kernels.{op})"
+        )
+    _, c1, c2, c3 = channels
+    checks.check_conv(op, "stem_", stem_weight, stem_bias, (c1, 3, 3, 3), stem_weight)
+    stem = stem_weight.new_zeros(c1, 32)
+    rows = stem[:, :30].view(c1, 3, 10)
+    rows[:, :, :9] = stem_weight.detach().permute(0, 2, 3, 1).reshape(c1, 3, 9)
+    tensors = [stem, _vector(stem_bias, c1)]
+    for name, d, c, o in (("dsconv1 ", dsconv1, c1, c2), ("dsconv2 ", dsconv2, c2, c3)):
+        checks.check_conv(op, f"{name}depthwise_", d[0], d[1], (c, 1, 3, 3), stem_weight)
+        checks.check_conv(op, f"{name}pointwise_", d[2], d[3], (o, c, 1, 1), stem_weight)
+        tensors += [_matrix(d[0].reshape(c, 9), 9, c, transpose=True), _vector(d[1], c)]
+        tensors += [_matrix(d[2].reshape(o, c), c, o, transpose=True), _vector(d[3], o)]
+    return PackedLearningToDownsample(tuple(tensors))
+
+
+def learning_to_downsample(
+    frame: Tensor,
+    stem_weight: Tensor,
+    stem_bias: Tensor,
+    dsconv1: Sequence[Tensor],
+    dsconv2: Sequence[Tensor],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    padding: int | str = 1,
+    mid_activation: str = "none",
+) -> Tensor:
+    """Stem and two stride-2 DSConvs; each of `dsconv1`, `dsconv2` is the four tensors of one.
+
+    `frame` is uint8 N x H x W x 3, or normalised float32 N x 3 x H x W with any strides.
+    """
+    packed = pack_learning_to_downsample(stem_weight, stem_bias, dsconv1, dsconv2)
+    return run_learning_to_downsample(
+        frame, packed, mean=mean, std=std, padding=padding, mid_activation=mid_activation
+    )
+
+
+def run_learning_to_downsample(
+    frame: Tensor,
+    packed: PackedLearningToDownsample,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    padding: int | str = 1,
+    mid_activation: str = "none",
+) -> Tensor:
+    op = "learning_to_downsample"
+    stem = packed.tensors[0]
+    check_frame(op, frame, stem[None, None], padding)
+    checks.check_activation(op, mid_activation, "mid_activation")
+    is_frame = frame.dtype == torch.uint8
+    frame = frame.contiguous() if is_frame else frame.float()
+    n, h, w = frame.shape[:3] if is_frame else (frame.shape[0], *frame.shape[2:])
+    left, _, top, _ = stem_padding(h, w, padding)
+    size = stem_size(h, w, padding)
+    sizes = [size]
+    for _ in range(2):
+        sizes.append((convolved(sizes[-1][0], 2), convolved(sizes[-1][1], 2)))
+    y = _empty((n, *sizes[2], DOWNSAMPLE_CHANNELS[3]), stem)
+    _launch(
+        "cuda_learning_to_downsample",
+        frame,
+        *(TYPES[stem.dtype], _address(frame, 1 if is_frame else 4), is_frame),
+        *(frame.stride(), [1 / (255 * s) for s in std]),
+        [-m / s for m, s in zip(mean, std, strict=True)],
+        *([_address(t) for t in packed.tensors], _address(y), (n, h, w), top, left),
+        *([side for pair in sizes for side in pair], BOUNDS[mid_activation]),
+    )
+    return y.permute(0, 3, 1, 2)
+
+
 def _launch(name: str, x: Tensor, *arguments: object) -> None:
     """Calls the extension for the device of `x`, on its current stream."""
     with _on_device(name, x):
@@ -296,12 +394,14 @@ def _extension() -> ModuleType:
     return extension.load()
 
 
-def _address(t: Tensor | None) -> int:
-    """The address of a dense tensor on a 16-byte boundary; 0 for None."""
+def _address(t: Tensor | None, alignment: int = 16) -> int:
+    """The address of a tensor, which must be a multiple of `alignment`; 0 for None."""
     if t is None:
         return 0
-    if t.data_ptr() % 16:
-        raise ValueError(f"a {tuple(t.shape)} tensor starts off a 16-byte boundary; clone it")
+    if t.data_ptr() % alignment:
+        raise ValueError(
+            f"a {tuple(t.shape)} tensor starts off a {alignment}-byte boundary; clone it"
+        )
     return t.data_ptr()
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
 
 import compiled
 from host import running_on
-from op_cases import Case, bottleneck, case, check, conv, head, separable
+from op_cases import Case, bottleneck, case, check, conv, downsample, head, separable
 
 from fastscnn_kernels import cuda, reference
 
@@ -40,6 +40,15 @@ def smooth(
     return (scores, size), options
 
 
+def float_downsample(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A normalised float32 frame, every second column of a larger one."""
+    (_, *weights), options = downsample(shape, 1, dtype)
+    n, h, w = shape
+    return (torch.randn(n, 3, h, 2 * w)[..., ::2], *weights), options
+
+
 CASES = (
     case("dsconv", "ltd-1", separable, (1, 32, 33, 65), 48, stride=2, mid_activation="relu"),
     case("dsconv", "ltd-2", separable, (1, 48, 15, 9), 64, stride=2),
@@ -62,6 +71,12 @@ CASES = (
     case("inverted_residual", "one-pixel", bottleneck, (2, 8, 1, 1), 8, residual=True),
     case("inverted_residual", "one-pixel-s2", bottleneck, (1, 48, 1, 1), 48, stride=2),
     case("inverted_residual", "odd-batch-3", bottleneck, (3, 24, 7, 13), 40, activation="none"),
+    case("learning_to_downsample", "frame", downsample, (1, 33, 65), 1, core=True),
+    case("learning_to_downsample", "no-padding", downsample, (2, 64, 41), 0),
+    case("learning_to_downsample", "same-even", downsample, (1, 66, 34), "same"),
+    case("learning_to_downsample", "same-odd", downsample, (3, 7, 13), "same"),
+    case("learning_to_downsample", "one-window", downsample, (1, 3, 3), 0),
+    case("learning_to_downsample", "float-nchw", float_downsample, (2, 35, 43)),
     case("argmax_head", "x8", head, (1, 19, 5, 18), (40, 144), False, core=True),
     case("argmax_head", "x8-smooth", smooth, (2, 19, 9, 19), (72, 152), False, core=True),
     case("argmax_head", "x8-aligned-smooth", smooth, (1, 11, 6, 7), (41, 49), True),

@@ -80,6 +80,33 @@ void cuda_inverted_residual(const std::string& dtype, Address x, Address expand,
         stream_of(handle)));
 }
 
+// `source` is a uint8 frame or, where `is_frame` is false, floats with `strides`; `weights` are the
+// ten of the Params, in their order.
+void cuda_learning_to_downsample(const std::string& dtype, Address source, bool is_frame,
+                                 std::array<int64_t, 4> strides, std::array<float, 3> scale,
+                                 std::array<float, 3> shift, std::array<Address, 10> weights,
+                                 Address y, std::array<int, 3> size, int top, int left,
+                                 std::array<int, 6> sizes, Range mid, Address handle) {
+    LearningToDownsampleParams p{};
+    if (is_frame)
+        p.frame = pointer<uint8_t>(source);
+    else
+        p.x = pointer<float>(source);
+    for (int i = 0; i < 4; ++i) p.x_strides[i] = strides[i];
+    for (int i = 0; i < 3; ++i) p.scale[i] = scale[i], p.shift[i] = shift[i];
+    p.stem = pointer(weights[0]), p.stem_bias = pointer<float>(weights[1]);
+    p.depthwise1 = pointer(weights[2]), p.depthwise1_bias = pointer<float>(weights[3]);
+    p.pointwise1 = pointer(weights[4]), p.pointwise1_bias = pointer<float>(weights[5]);
+    p.depthwise2 = pointer(weights[6]), p.depthwise2_bias = pointer<float>(weights[7]);
+    p.pointwise2 = pointer(weights[8]), p.pointwise2_bias = pointer<float>(weights[9]);
+    p.y = pointer(y);
+    p.n = size[0], p.h = size[1], p.w = size[2], p.top = top, p.left = left;
+    p.h1 = sizes[0], p.w1 = sizes[1], p.h2 = sizes[2], p.w2 = sizes[3];
+    p.h3 = sizes[4], p.w3 = sizes[5];
+    p.mid_low = mid.first, p.mid_high = mid.second;
+    check(learning_to_downsample(type(dtype), p, stream_of(handle)));
+}
+
 }  // namespace
 
 void bind_cuda(pybind11::module_& m) {
@@ -87,6 +114,7 @@ void bind_cuda(pybind11::module_& m) {
     m.def("cuda_dsconv", &cuda_dsconv);
     m.def("cuda_inverted_residual_workspace", &cuda_inverted_residual_workspace);
     m.def("cuda_inverted_residual", &cuda_inverted_residual);
+    m.def("cuda_learning_to_downsample", &cuda_learning_to_downsample);
 }
 
 }  // namespace fastscnn

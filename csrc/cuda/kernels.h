@@ -70,4 +70,27 @@ struct InvertedResidualPlan {
 InvertedResidualPlan plan_inverted_residual(const InvertedResidualParams& p);
 std::string inverted_residual(Type type, InvertedResidualParams p, Stream stream);
 
+struct LearningToDownsampleParams {
+    const uint8_t* frame;          // [n][h][w][3], or null
+    const float* x;                // without a frame: normalised [n][3][h][w] by x_strides
+    int64_t x_strides[4];          // in elements
+    float scale[3], shift[3];      // of the frame's colours: 1 / (255 std), -mean / std
+    const uint16_t* stem;          // [32 outputs][32]: 9 inputs and a zero per row of taps, 2 zeros
+    const float* stem_bias;        // [32]
+    const uint16_t* depthwise1;    // [9][32]
+    const float* depthwise1_bias;  // [32]
+    const uint16_t* pointwise1;    // [32][48]
+    const float* pointwise1_bias;  // [48]
+    const uint16_t* depthwise2;    // [9][48]
+    const float* depthwise2_bias;  // [48]
+    const uint16_t* pointwise2;    // [48][64]
+    const float* pointwise2_bias;  // [64]
+    uint16_t* y;                   // [n][h3][w3][64]
+    int n, h, w;
+    int top, left;                 // zeros before the frame
+    int h1, w1, h2, w2, h3, w3;    // sizes after stem, first, second DSConv
+    float mid_low, mid_high;       // bounds of the activation inside the DSConvs
+};
+std::string learning_to_downsample(Type type, LearningToDownsampleParams p, Stream stream);
+
 }  // namespace fastscnn

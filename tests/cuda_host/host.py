@@ -30,11 +30,12 @@ def running_on(
     kept: list[Tensor] = []
     address, empty = cuda._address, cuda._empty
 
-    def registered(t: Tensor | None) -> int:
+    def registered(t: Tensor | None, alignment: int = 16) -> int:
         if t is not None:
             kept.append(t)
-            module.add_buffer(t.data_ptr(), t.numel() * t.element_size())
-        return address(t)
+            span = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
+            module.add_buffer(t.data_ptr(), span * t.element_size() if t.numel() else 0)
+        return address(t, alignment)
 
     def poisoned(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         t = empty(shape, like, dtype)
