@@ -50,7 +50,7 @@ def plot_confusion(result: Result, path: Path) -> Path:
     total = counts.sum(axis=1, keepdims=True)
     share = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     n, names = len(result.classes), result.classes.names
-    figure = _figure(2.5 + 0.5 * n, 2 + 0.45 * n)
+    figure = _figure(2 + 0.42 * n, 1.8 + 0.42 * n)
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(n), names, rotation=45, ha="right")

@@ -129,9 +129,10 @@ class Recipe:
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: cannot be read as TOML ({error})") from None
         try:
-            return cls.from_dict({**values, **(changes or {})})
+            cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        return cls.from_dict({**values, **(changes or {})})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:

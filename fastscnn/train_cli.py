@@ -26,8 +26,7 @@ def add_train_parser(subparsers: Any) -> None:
     p.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
     p.add_argument(
         "--recipe",
-        default="camvid",
-        help=f"{', '.join(Recipe.names())}, or a TOML file (%(default)s)",
+        help=f"{', '.join(Recipe.names())}, or a TOML file (default: the one for DATA)",
     )
     p.add_argument("--init", metavar="WEIGHTS", help="start from this checkpoint's weights")
     p.add_argument("--train-split", default="train", help="folder to train on (%(default)s)")
@@ -101,9 +100,8 @@ def _train(args: argparse.Namespace) -> int:
     from fastscnn.train import Options, Trainer
 
     values = {f.name: getattr(args, f.name) for f in fields(Recipe)}
-    recipe = Recipe.read(
-        args.recipe, {k: _number(k, v) for k, v in values.items() if v is not None}
-    )
+    changes = {k: _number(k, v) for k, v in values.items() if v is not None}
+    recipe = Recipe.read(args.recipe or _default_recipe(args.data), changes)
     opened = image_folders if recipe.task == "classify" else open_data
     train: Any = opened(args.data, args.train_split)
     val = opened(args.data, args.val_split)
@@ -127,6 +125,12 @@ def _train(args: argparse.Namespace) -> int:
     finally:
         distributed.stop()
     return 0
+
+
+def _default_recipe(data: Path) -> str:
+    if (data / "leftImg8bit").is_dir():
+        return "cityscapes"
+    return "own-masks" if (data / "classes.json").is_file() else "camvid"
 
 
 def _number(name: str, value: Any) -> Any:

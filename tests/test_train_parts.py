@@ -25,7 +25,7 @@ from fastscnn.run_folder import RunFolder
 
 def test_every_recipe_is_read_and_the_papers_values_are_the_defaults() -> None:
     assert set(Recipe.names()) >= {
-        "camvid", "cityscapes", "cityscapes-coarse", "imagenet-pretrain",
+        "camvid", "cityscapes", "cityscapes-coarse", "imagenet-pretrain", "own-masks",
     }  # fmt: skip
     paper = Recipe()
     assert (paper.batch, paper.lr, paper.power, paper.momentum) == (12, 0.045, 0.9, 0.9)
