@@ -16,8 +16,8 @@ from fastscnn_kernels import cpu, cpu_pack, extension
 
 Size = tuple[int, int]
 
-#: A step of a plan: an operation with everything bound but the thread count.
-Step = Callable[[int], None]
+#: A named operation with everything bound but the thread count.
+Step = tuple[str, Callable[[int], None]]
 
 
 class CpuRuntime:
@@ -91,6 +91,18 @@ class CpuRuntime:
     def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""
         threads = cpu_pack.check_threads("scores", threads)
+        with self._lock:
+            steps, scores = self.steps(x)
+            for _, run in steps:
+                run(threads)
+        return scores
+
+    def steps(self, x: Tensor) -> tuple[list[Step], Tensor]:
+        """The operations that `scores(x)` runs, by name and in order, and the tensor they fill.
+
+        For looking at single operations; they share the runtime's maps, so nothing else may run
+        meanwhile.
+        """
         w = self._weights
         stem, source, size = cpu_pack.stem(
             *("scores", x, w.stem, self.config.mean, self.config.std),
@@ -99,9 +111,7 @@ class CpuRuntime:
         n = source.shape[0]
         h, wide = (cpu_pack.strided(cpu_pack.strided(s, 2), 2) for s in size)
         scores = cpu_pack.empty_nhwc(n, self.num_classes, h, wide)
-        with self._lock:
-            self._plan(n, h, wide).run(stem, scores, threads)
-        return scores
+        return self._plan(n, h, wide).steps(stem, source, scores), scores
 
     def workspace_bytes(self) -> int:
         """Memory held besides the weights: scratch and the maps of the sizes seen last."""
@@ -183,29 +193,33 @@ class _Plan:
     def bytes(self) -> int:
         return sum(t.nbytes for t in self._maps)
 
-    def run(self, stem: Any, scores: Tensor, threads: int) -> None:
-        """Frame to scores (N x h x w x classes memory)."""
+    def steps(self, stem: Any, source: Tensor, scores: Tensor) -> list[Step]:
+        """From `source`, to which `stem` points, to scores."""
         ext, w = extension.load(), self._weights
         n, h, wide = self._shape
-        ext.learning_to_downsample(
-            *(stem, *w.downsample[0], *w.downsample[1], self._mid, self._relu, self._high),
-            *(threads, self._workspace),
-        )
-        for step in self._steps:
-            step(threads)
+
+        def first(threads: int, _alive: Tensor = source) -> None:
+            ext.learning_to_downsample(
+                *(stem, *w.downsample[0], *w.downsample[1], self._mid, self._relu, self._high),
+                *(threads, self._workspace),
+            )
+
         taps, matrix = w.classifier[1]
-        ext.dsconv(
+        last = self._step(
+            "classifier.dsconv2+scores",
+            ext.dsconv,
             *(self._classified, n, h, wide, 1, 1, taps, self._mid, matrix, self._relu, w.last),
-            *(scores.data_ptr(), threads, self._workspace),
+            scores.data_ptr(),
         )
+        return [("learning_to_downsample", first), *self._steps, last]
 
     def _map(self, channels: int, h: int, w: int) -> int:
         """Address of a new map that lives as long as the plan."""
         self._maps.append(torch.empty(self._shape[0] * h * w * channels))
         return self._maps[-1].data_ptr()
 
-    def _step(self, operation: Callable[..., None], *args: Any) -> Step:
-        return lambda threads: operation(*args, threads, self._workspace)
+    def _step(self, name: str, operation: Callable[..., None], *args: Any) -> Step:
+        return name, lambda threads: operation(*args, threads, self._workspace)
 
     def _global_features(self, h: int, w: int) -> tuple[list[Step], int, int, int]:
         """Steps from the high-resolution map to the pooled global map, its address and size."""
@@ -219,12 +233,14 @@ class _Plan:
             out_h, out_w = cpu_pack.strided(h, stride), cpu_pack.strided(w, stride)
             y = self._map(channels, out_h, out_w)
             args = (x, n, h, w, stride, *block, act, i % 3 > 0, y)
-            steps.append(self._step(ext.inverted_residual, *args))
+            steps.append(
+                self._step(f"bottleneck{i // 3 + 1}.{i % 3}", ext.inverted_residual, *args)
+            )
             x, h, w = y, out_h, out_w
         y = self._map(128, h, w)
         pyramid = self._weights.pyramid.arguments(h, w, self._config.ppm_align_corners)
         args = (x, n, h, w, 128, *pyramid, y)
-        steps.append(self._step(ext.pyramid_pool, *args))
+        steps.append(self._step("pyramid_pool", ext.pyramid_pool, *args))
         return steps, y, h, w
 
     def _fusion(self, low: int, low_h: int, low_w: int) -> list[Step]:
@@ -237,15 +253,15 @@ class _Plan:
             first, taps, x, low = taps, None, low, self._map(128, low_h, low_w)
             args: tuple[Any, ...] = (x, 0, n * low_h * low_w, first)
             args += (cpu_pack.ACTIVATIONS["none"], low)
-            steps.append(self._step(ext.pointwise_conv, *args))
+            steps.append(self._step("feature_fusion.dense", ext.pointwise_conv, *args))
         axes = [ext.Axis(*s, config.ffm_align_corners) for s in ((low_h, h), (low_w, w))]
         fused, self._classified = self._map(128, h, w), self._map(128, h, w)
         args = (self._high, low, n, *axes, taps, config.ffm_dilation)
         args += (weights.fusion_low, weights.fusion_high, fused)
-        steps.append(self._step(ext.feature_fusion, *args))
+        steps.append(self._step("feature_fusion", ext.feature_fusion, *args))
         taps, matrix = weights.classifier[0]
         args = (fused, n, h, w, 1, 1, taps, self._mid, matrix, self._relu, None, self._classified)
-        steps.append(self._step(ext.dsconv, *args))
+        steps.append(self._step("classifier.dsconv1", ext.dsconv, *args))
         return steps
 
 

@@ -1,0 +1,129 @@
+"""The ways to run the network on a CPU that are compared: uint8 frame in, uint8 labels out.
+
+Every provider is a function (model, frame, threads) -> callable that returns labels 1 x H x W. It
+raises `Unavailable` with a reason where it cannot run.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastscnn.cpu_runtime import CpuRuntime
+from fastscnn.fold import fold
+from fastscnn.model import FastSCNN
+from fastscnn_kernels import reference
+
+Labeller = Callable[[], Tensor]
+
+
+class Unavailable(Exception):
+    """This provider cannot run here, for the given reason."""
+
+
+class Labels(nn.Module):
+    """Normalisation, network and arg-max, as a PyTorch user writes them."""
+
+    def __init__(self, model: FastSCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frame: Tensor) -> Tensor:
+        x = reference.normalize(frame, self.model.config.mean, self.model.config.std)
+        return self.model(x).argmax(1).to(torch.uint8)
+
+
+def eager(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """PyTorch as a user first runs it: NCHW."""
+    torch.set_num_threads(threads)
+    config = model.config
+
+    def run() -> Tensor:
+        x = reference.normalize(frame, config.mean, config.std).contiguous()
+        return model(x).argmax(1).to(torch.uint8)
+
+    return run
+
+
+def channels_last(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """PyTorch, weights and activations in channels_last."""
+    torch.set_num_threads(threads)
+    module = Labels(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    return lambda: module(frame)
+
+
+def compiled(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """torch.compile with frozen weights."""
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    options = {"freezing": True}
+    module = torch.compile(Labels(model), options=options, dynamic=False)
+    return lambda: module(frame)
+
+
+def onnxruntime(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """ONNX Runtime, fp32, all graph optimisations."""
+    ort = _need("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(
+        _graph(model, frame), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: torch.from_numpy(session.run(None, {"frame": frame.numpy()})[0])
+
+
+def openvino(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """OpenVINO, fp32."""
+    ov = _need("openvino")
+    core = ov.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(
+        core.read_model(_graph(model, frame)), "CPU", settings
+    ).create_infer_request()
+
+    def run() -> Tensor:
+        return torch.from_numpy(request.infer({"frame": frame.numpy()})["labels"].copy())
+
+    return run
+
+
+def ncnn(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """ncnn, fp32."""
+    _need("ncnn")
+    raise Unavailable("the ncnn wheel has no converter for this graph")
+
+
+def ours(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """This project's C++ runtime."""
+    runtime = CpuRuntime(fold(model), model.config, model.num_classes)
+    return lambda: runtime.labels(frame, threads=threads)[0]
+
+
+PROVIDERS = {
+    f.__name__: f for f in (eager, channels_last, compiled, onnxruntime, openvino, ncnn, ours)
+}
+
+
+def _need(package: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise Unavailable(f"{package} is not installed (pip install {package})")
+    return importlib.import_module(package)
+
+
+def _graph(model: FastSCNN, frame: Tensor) -> bytes:
+    _need("onnx")
+    import onnx_graph
+
+    size = (frame.shape[1], frame.shape[2])
+    graph = onnx_graph.build(fold(model), model.config, model.num_classes, size)
+    return graph.SerializeToString()

@@ -1,0 +1,212 @@
+"""Times the network, its operations and its head on a CPU against other ways of running them.
+
+    pytest bench/test_cpu.py --benchmark-only --benchmark-json=bench/results/cpu-MACHINE.json
+    python bench/report.py bench/results/cpu-MACHINE.json
+
+All providers of a size and thread count are validated, then measured in alternation, so that a busy
+machine disturbs all alike; pytest-benchmark is handed the measured rounds through its timer.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cpu_providers import PROVIDERS, Unavailable
+from torch import Tensor
+
+from fastscnn.cpu_runtime import CpuRuntime
+from fastscnn.fold import fold
+from fastscnn.model import FastSCNN
+from fastscnn_kernels import cpu, reference
+
+#: Size: rounds.
+SIZES = {(1024, 2048): 7, (512, 1024): 11, (256, 512): 21}
+SMOKE_SIZES = {(64, 128): 1}
+#: torch.compile takes minutes per size to compile on two cores: one size shows where it stands.
+COMPILED_SIZES = [(512, 1024), (64, 128)]
+THREADS = [t for t in (1, 2) if t <= (os.cpu_count() or 1)]
+
+
+class Playback:
+    """A timer that replays rounds measured before: every second call is one round later."""
+
+    def __init__(self) -> None:
+        self.rounds: list[float] = []
+        self._calls = 0
+        self._now = 0.0
+
+    def load(self, rounds: list[float]) -> None:
+        self.rounds, self._calls = list(rounds), 0
+
+    def __call__(self) -> float:
+        if self._calls % 2:
+            self._now += self.rounds[self._calls // 2]
+        self._calls += 1
+        return self._now
+
+
+playback = Playback()
+pytestmark = pytest.mark.benchmark(timer=playback, disable_gc=True)
+
+
+def alternate(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of every call; the calls take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(benchmark: Any, rounds: list[float], group: str, **info: Any) -> None:
+    """Hands measured rounds to pytest-benchmark."""
+    playback.load(rounds)
+    benchmark.group = group
+    benchmark.extra_info.update(info)
+    ordered = sorted(rounds)
+    benchmark.extra_info["q20_ms"] = 1e3 * ordered[len(ordered) // 5]
+    benchmark.extra_info["q80_ms"] = 1e3 * ordered[-1 - len(ordered) // 5]
+    benchmark.pedantic(lambda: None, rounds=len(rounds))
+
+
+@cache
+def model() -> FastSCNN:
+    """The paper's network whose batch norms and classes have seen data, so that labels vary."""
+    torch.manual_seed(0)
+    net = FastSCNN(19)
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(4, 3, 64, 128))
+        scores = net.eval().scores(torch.randn(4, 3, 64, 128))
+        net.classifier.conv.bias -= scores.mean(dim=(0, 2, 3))
+    return net.requires_grad_(False)
+
+
+@cache
+def frame(size: tuple[int, int]) -> Tensor:
+    """Smooth shapes with noise on top."""
+    coarse = torch.rand(1, 3, 9, 17, generator=torch.Generator().manual_seed(1))
+    smooth = F.interpolate(coarse, size, mode="bicubic") + 0.1 * torch.randn(1, 3, *size)
+    return (smooth.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def exact(size: tuple[int, int]) -> Tensor:
+    x = reference.normalize(frame(size), model().config.mean, model().config.std)
+    return model()(x)
+
+
+def agreement(labels: Tensor, size: tuple[int, int]) -> float:
+    """Share of labels that agree with the float32 reference or lie within 1e-4 of its best."""
+    logits = exact(size)
+    chosen = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    margin = 1e-4 * float(logits.max() - logits.min())
+    return (chosen >= logits.amax(1) - margin).double().mean().item()
+
+
+@cache
+def network_rounds(
+    size: tuple[int, int], threads: int, smoke: bool
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
+    """(seconds, label agreement, reasons for skipping) by provider."""
+    calls: dict[str, Callable[[], Any]] = {}
+    agreements: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    with torch.inference_mode():
+        exact(size)
+        for name, provider in PROVIDERS.items():
+            if name == "compiled" and (smoke or size not in COMPILED_SIZES):
+                skipped[name] = "compiling takes minutes; see the other sizes"
+                continue
+            try:
+                calls[name] = provider(model(), frame(size), threads)
+            except Unavailable as reason:
+                skipped[name] = str(reason)
+                continue
+            agreements[name] = agreement(calls[name](), size)
+            assert agreements[name] > 0.9999, f"{name}: wrong labels ({agreements[name]:.2%})"
+        torch.set_num_threads(threads)
+        rounds = (SMOKE_SIZES if smoke else SIZES)[size]
+        return alternate(calls, rounds), agreements, skipped
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("size", [*SIZES, *SMOKE_SIZES], ids=str)
+def test_cpu_network(
+    benchmark: Any, size: tuple[int, int], threads: int, provider: str, request: Any
+) -> None:
+    smoke = request.config.getoption("--smoke")
+    if smoke != (size in SMOKE_SIZES):
+        pytest.skip("size is for --smoke only" if not smoke else "size is not for --smoke")
+    rounds, agreements, skipped = network_rounds(size, threads, smoke)
+    if provider in skipped:
+        pytest.skip(skipped[provider])
+    report(
+        benchmark,
+        rounds[provider],
+        f"cpu network {size[0]}x{size[1]}, {threads} threads",
+        kind="network",
+        provider=provider,
+        size=size,
+        threads=threads,
+        agreement=agreements[provider],
+    )
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_cpu_operations(benchmark: Any, threads: int, request: Any) -> None:
+    """Every step of a frame, in alternation; the table is in extra_info."""
+    size = (64, 128) if request.config.getoption("--smoke") else (1024, 2048)
+    net = model()
+    runtime = CpuRuntime(fold(net), net.config, net.num_classes)
+    image = frame(size)
+    steps, scores = runtime.steps(image)
+    calls = {name: (lambda step=step: step(threads)) for name, step in steps}
+    calls["argmax_head"] = lambda: cpu.argmax_head(scores, size, confidence=False, threads=threads)
+    alternate(calls, 1)
+    seconds = alternate(calls, 5)
+    frames = [sum(s[i] for s in seconds.values()) for i in range(5)]
+    rows = {name: sorted(s)[len(s) // 2] * 1e3 for name, s in seconds.items()}
+    group = f"cpu operations {size[0]}x{size[1]}, {threads} threads"
+    report(benchmark, frames, group, kind="operations", size=size, threads=threads, ms=rows)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "random"])
+@pytest.mark.parametrize("provider", ["torch NCHW", "torch channels_last", "ours"])
+def test_cpu_argmax_head(benchmark: Any, provider: str, kind: str, request: Any) -> None:
+    """19 classes, x8. `smooth`: one class wins most cells, as in images; `random`: the worst."""
+    smoke = request.config.getoption("--smoke")
+    group = f"cpu argmax_head x8, {kind} scores, 1 thread"
+    rounds = head_rounds(kind, (16, 32) if smoke else (128, 256))[provider]
+    report(benchmark, rounds, group, kind="head", provider=provider, scores=kind)
+
+
+@cache
+def head_rounds(kind: str, size: tuple[int, int]) -> dict[str, list[float]]:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    scores = torch.randn(1, 19, *((12, 24) if kind == "smooth" else size))
+    scores = F.interpolate(scores, size, mode="bicubic")
+    last = scores.contiguous(memory_format=torch.channels_last)
+    out = (8 * size[0], 8 * size[1])
+
+    def torch_head(x: Tensor) -> Tensor:
+        return F.interpolate(x, out, mode="bilinear").argmax(1).to(torch.uint8)
+
+    calls: dict[str, Callable[[], Tensor]] = {
+        "torch NCHW": lambda: torch_head(scores),
+        "torch channels_last": lambda: torch_head(last),
+        "ours": lambda: cpu.argmax_head(last, out, confidence=False, threads=1)[0],
+    }
+    assert (calls["ours"]() == calls["torch NCHW"]()).double().mean() > 0.99999
+    return alternate(calls, 5)
