@@ -1,0 +1,89 @@
+"""On an NVIDIA GPU: every kernel in every dtype, under graph capture, and whole networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_cases import CASES, DTYPES, Case, check
+from tolerance import assert_close
+
+import fastscnn_kernels as k
+from fastscnn.config import PRESETS
+from fastscnn.fold import fold
+from fastscnn.gpu_runtime import GpuRuntime
+from fastscnn.model import FastSCNN
+
+pytestmark = pytest.mark.gpu
+CORE = [c for c in CASES if c.core]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def on_gpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    if isinstance(value, dict):
+        return {n: on_gpu(v) for n, v in value.items()}
+    if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+        return type(value)(on_gpu(v) for v in value)
+    return value
+
+
+def tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_equals_twin(case: Case, dtype: torch.dtype) -> None:
+    args, kwargs = case.make(dtype)
+    ours = getattr(k, case.op)(*(on_gpu(a) for a in args), **on_gpu(kwargs))
+    check(case, tuple(t.cpu() for t in ours) if isinstance(ours, tuple) else ours.cpu(),
+          args, kwargs)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CORE, ids=lambda c: c.id)
+def test_graph_capture_equals_eager(case: Case) -> None:
+    args, kwargs = case.make(torch.float16)
+    args, kwargs = tuple(on_gpu(a) for a in args), on_gpu(kwargs)
+    op = getattr(k, case.op)
+    expected = tensors(op(*args, **kwargs))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = tensors(op(*args, **kwargs))
+    for t in got:
+        t.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_network_equals_reference(preset: str, dtype: torch.dtype) -> None:
+    config = PRESETS[preset]
+    model = FastSCNN(19, config=config)
+    with torch.no_grad():
+        for _ in range(10):
+            model(torch.randn(2, 3, 64, 64))
+    model = model.eval().cuda()
+    x = torch.randn(2, 3, 131, 197, device="cuda").to(dtype)
+    with torch.no_grad():
+        exact = model.double().scores(x.double())
+        peer = model.to(dtype).scores(x)
+    runtime = GpuRuntime(fold(model.float()), config, 19, dtype)
+    assert_close(runtime.scores(x), exact, peer)
+
+
+def test_second_device_is_used() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    args, kwargs = CORE[0].make(torch.float16)
+    moved = [a.to("cuda:1") if isinstance(a, torch.Tensor) else a for a in args]
+    assert getattr(k, CORE[0].op)(*moved, **kwargs).device.index == 1
