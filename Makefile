@@ -1,11 +1,12 @@
 # make demo [IMAGE=photo.jpg]   set up and segment a photo (or a drawn scene) into out/
 # make test [DATA=dir]          set up and run the tests
+# make gpu                      GPU tests, then GPU benchmarks, with the Python at hand
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(VENV)/.installed
 ifdef IMAGE
@@ -39,3 +40,12 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml setup.py CMakeLists.txt $(S
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps -e .
 	touch $@
+
+# On a machine with an NVIDIA GPU whose Python has torch and Triton; needs no network.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) -m pytest tests -m gpu
+	$(GPU_PYTHON) -m pytest bench/test_gpu.py --benchmark-only --benchmark-disable-gc \
+		--benchmark-json=bench/results/gpu.json
+	$(GPU_PYTHON) bench/gpu_table.py bench/results/gpu.json

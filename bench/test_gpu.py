@@ -42,7 +42,7 @@ CALLS = 20  # per measurement, over ROTATED different inputs
 ROTATED = 4
 ROUNDS = 7
 #: Seconds from the first test after which slow providers are no longer built.
-BUDGET = 330.0
+BUDGET = 300.0
 START = time.monotonic()
 
 Labeller = Callable[[Tensor], Tensor]
