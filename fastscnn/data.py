@@ -45,7 +45,8 @@ class Pair:
         mask = self.format.read(self.mask)
         try:
             with Image.open(self.image) as im:
-                w, h = im.size if im.getexif().get(0x0112, 1) < 5 else im.size[::-1]
+                turned = "exif" in im.info and im.getexif().get(0x0112, 1) >= 5
+                w, h = im.size[::-1] if turned else im.size
         except (OSError, SyntaxError) as error:
             raise ImageError(f"{self.image}: cannot be read as an image ({error})") from None
         self._check_size((h, w), mask.shape)

@@ -119,6 +119,19 @@ def test_scan_counts_every_pixel(root: Path) -> None:
     assert class_shares(data, [1]) == pytest.approx([(masks[1] == c).mean() for c in range(3)])
 
 
+def test_rotated_photos_fit_their_masks(root: Path) -> None:
+    """EXIF says that the stored 64x96 pixels are seen as 96x64; the mask is as seen."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, mask = root / "train/images/001.png", root / "train/masks/001.png"
+    Image.open(image).save(image.with_suffix(".jpg"), exif=exif)
+    image.unlink()
+    Image.fromarray(np.rot90(np.array(Image.open(mask)), -1).copy()).save(mask)
+    data = open_data(root, "train")
+    assert scan(data).sizes == {(64, 96): 7, (96, 64): 1}
+    assert data[1][0].shape == (3, 96, 64)
+
+
 def test_many_unreadable_files_are_refused(root: Path) -> None:
     (root / "train/images/001.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 of 8 images cannot be read.*001\.png"):

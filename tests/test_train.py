@@ -352,10 +352,11 @@ def test_a_corrupt_image_is_skipped_and_counted(
 
 def test_more_than_one_per_cent_of_corrupt_images_end_the_run(tmp_path: Path) -> None:
     data = _many(tmp_path)
+    run = trainer(tiny(epochs=1, batch=52, crop=(32, 32)), data, tmp_path / "run")
     second = data / "train/images/070.png"
     second.write_bytes(second.read_bytes()[:600])
     with pytest.raises(ValueError, match="2 of 104 images cannot be read, more than 1 %"):
-        trainer(tiny(epochs=1, batch=52, crop=(32, 32)), data, tmp_path / "run").run()
+        run.run()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

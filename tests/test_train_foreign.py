@@ -26,8 +26,8 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 def foreign_loop(
     model: FastSCNN, *, amp: torch.dtype | None, scaled: bool, parallel: bool
-) -> tuple[list[float], nn.Module]:
-    """Losses of a plain loop with AMP, GradScaler, an EMA copy, DDP and validation on the way."""
+) -> tuple[list[float], list[torch.Tensor], nn.Module]:
+    """Losses and validation logits of a plain loop: AMP, GradScaler, an EMA copy, maybe DDP."""
     torch.manual_seed(7)
     x, y = torch.randn(3, 2, 3, 64, 96), torch.randint(0, 4, (3, 2, 64, 96))
     frame = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8)
@@ -35,7 +35,7 @@ def foreign_loop(
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=4e-5)
     scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     average = copy.deepcopy(model).eval()
-    losses = []
+    losses, validations = [], []
     for step in range(6):
         net.train()
         with torch.autocast("cpu", amp or torch.bfloat16, enabled=amp is not None):
@@ -51,10 +51,10 @@ def foreign_loop(
         for validated in (model, average):
             validated.eval()
             with torch.no_grad():
-                validated(x[0])
+                validations.append(validated(x[0]))
             validated.segment(frame)
         losses.append(float(loss.detach()))
-    return losses, average
+    return losses, validations, average
 
 
 @pytest.mark.parametrize("parallel", [False, True], ids=["one", "ddp"])
@@ -69,15 +69,19 @@ def test_a_foreign_loop_gets_the_references_losses(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        torch.manual_seed(0)
         reference = load(None, fused=False, device="cpu", num_classes=4)
         fused = load(None, fused=True, device="cpu", num_classes=4)
         fused.load_state_dict(reference.state_dict())
-        expected, their_average = foreign_loop(reference, amp=amp, scaled=scaled, parallel=parallel)
-        losses, our_average = foreign_loop(fused, amp=amp, scaled=scaled, parallel=parallel)
+        options: dict[str, Any] = {"amp": amp, "scaled": scaled, "parallel": parallel}
+        expected, their_logits, their_average = foreign_loop(reference, **options)
+        losses, our_logits, our_average = foreign_loop(fused, **options)
     finally:
         torch.set_num_threads(before)
     assert losses == expected  # bit for bit
-    assert losses[-1] < losses[0]
+    assert losses[3] < losses[0]  # the same batch
+    for a, b in zip(our_logits, their_logits, strict=True):  # fused on the weights of that step
+        assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
     ours, theirs = fused.state_dict(), reference.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     ours, theirs = our_average.state_dict(), their_average.state_dict()
