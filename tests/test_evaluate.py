@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_data import command, write_folder
+from training_data import (
+    command,
+    one_thread,  # noqa: F401 (used by every test)
+    write_folder,
+)
 
 from fastscnn import CITYSCAPES, Classes, FusedFastSCNN
 from fastscnn.card import Card

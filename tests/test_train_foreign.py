@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastscnn import FastSCNN, load
+from fastscnn.segment import torch_threads
 
 
 @pytest.fixture
@@ -66,9 +67,7 @@ def foreign_loop(
 def test_a_foreign_loop_gets_the_references_losses(
     group: None, amp: torch.dtype | None, scaled: bool, parallel: bool
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         torch.manual_seed(0)
         reference = load(None, fused=False, device="cpu", num_classes=4)
         fused = load(None, fused=True, device="cpu", num_classes=4)
@@ -76,8 +75,6 @@ def test_a_foreign_loop_gets_the_references_losses(
         options: dict[str, Any] = {"amp": amp, "scaled": scaled, "parallel": parallel}
         expected, their_logits, their_average = foreign_loop(reference, **options)
         losses, our_logits, our_average = foreign_loop(fused, **options)
-    finally:
-        torch.set_num_threads(before)
     assert losses == expected  # bit for bit
     assert losses[3] < losses[0]  # the same batch
     for a, b in zip(our_logits, their_logits, strict=True):  # fused on the weights of that step

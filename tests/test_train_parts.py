@@ -12,7 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_data import tiny, trainer, write_folder
+from training_data import (
+    one_thread,  # noqa: F401 (used by every test)
+    tiny,
+    trainer,
+    write_folder,
+)
 
 from fastscnn import FastSCNN
 from fastscnn.losses import Losses

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fastscnn.data import open_data
 from fastscnn.recipe import Recipe
+from fastscnn.segment import torch_threads
 from fastscnn.train import Options, Trainer
 from fastscnn.train_cli import add_evaluate_parser, add_train_parser
 
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks on one thread: the same sums in the same order, and no threads to wait for."""
+    with torch_threads(1):
+        yield
 
 
 def draw_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
