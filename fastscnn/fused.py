@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastscnn.cpu_runtime import CpuRuntime
+from fastscnn.engine import Engine
 from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN, check_input
@@ -64,6 +66,8 @@ class FusedFastSCNN(FastSCNN):
 
     _runtime: Any = None
     _state: _State | None = None
+    #: An engine for each thread that calls `segment` on a GPU; built with the folded weights.
+    _engines: Any = None
 
     def refold(self) -> None:
         """Drops the folded weights; the next fused call folds anew."""
@@ -98,12 +102,12 @@ class FusedFastSCNN(FastSCNN):
         if not self._runs_fused(frames):
             return super()._labels(frames, out, threads)
         runtime = self._current_runtime()
-        labels: Tensor = (
-            runtime.labels(frames, out, threads)[0]
-            if frames.device.type == "cpu"
-            else runtime.labels(frames, out)
-        )
-        return labels
+        if frames.device.type == "cpu":
+            labels: Tensor = runtime.labels(frames, out, threads)[0]
+            return labels
+        if not hasattr(self._engines, "engine"):
+            self._engines.engine = Engine(self)
+        return self._engines.engine(frames, out)["labels"].clone()
 
     def _runs_fused(self, x: Tensor) -> bool:
         weight = self.classifier.conv.weight
@@ -119,6 +123,7 @@ class FusedFastSCNN(FastSCNN):
             return GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
         if self._runtime is None or self._state is None or not self._state.unchanged():
             self._runtime = self._build_runtime()
+            self._engines = threading.local()
             self._state = _State(self)
         return self._runtime
 
@@ -140,7 +145,5 @@ class FusedFastSCNN(FastSCNN):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the parameters only."""
-        state = dict(self.__dict__)
-        state.pop("_runtime", None)
-        state.pop("_state", None)
-        return state
+        derived = ("_runtime", "_state", "_engines")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}

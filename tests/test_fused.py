@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def randomize(model: FastSCNN) -> None:
         nn.init.uniform_(m.weight, 0.5, 1.5)
         nn.init.normal_(m.bias, std=0.2)
         m.momentum = 1.0
-    nn.init.normal_(model.classifier.conv.weight)
+    nn.init.normal_(model.classifier.conv.weight, std=0.1)
     with torch.no_grad():
         noise = torch.randn(4, 3, 8, 12)
         x = F.interpolate(noise, (96, 160), mode="bicubic") + 0.1 * torch.randn(4, 3, 96, 160)
@@ -271,3 +272,23 @@ def test_wrapped_in_distributed_data_parallel(tmp_path: Path) -> None:
         assert fused.classifier.conv.weight.grad is not None
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.gpu
+def test_segment_on_a_gpu_replays_a_graph_and_is_never_stale() -> None:
+    """float32 labels equal the CPU's; later calls replay; a weight write is seen; threads agree."""
+    _, fused = pair()
+    frame = (torch.rand(64, 96, 3) * 255).byte()
+    expected = fused.segment(frame)
+    fused.cuda()
+    labels = fused.segment(frame)
+    assert labels.device.type == "cpu"
+    assert (labels != expected).float().mean() < 1e-3
+    engine = fused._engines.engine
+    assert torch.equal(fused.segment(frame.cuda()).cpu(), labels)
+    assert fused._engines.engine is engine
+    with ThreadPoolExecutor(3) as pool:
+        assert all(torch.equal(y, labels) for y in pool.map(fused.segment, [frame] * 12))
+    with torch.no_grad():
+        fused.classifier.conv.bias[3] += 1000
+    assert (fused.segment(frame) == 3).all()
