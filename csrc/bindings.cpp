@@ -52,8 +52,7 @@ PackedTaps make_taps(Address weight, Address bias, int channels, const std::stri
 // `address` is a uint8 frame or, where is_frame is false, normalised floats.
 StemParams stem_params(Address address, bool is_frame, std::array<float, 3> scale,
                        std::array<float, 3> shift, int batch, int h, int w, int top, int left,
-                       int out_h, int out_w, const PackedMatrix& weight,
-                       std::array<float, 2> act) {
+                       int out_h, int out_w, const PackedMatrix& weight, std::array<float, 2> act) {
     StemParams p{};
     if (is_frame)
         p.frame = pointer<const uint8_t>(address);
@@ -84,8 +83,8 @@ void depthwise_conv(Address x, int batch, int h, int w, int stride, int dilation
 void pointwise_conv(Address x, Address residual, int64_t pixels, const PackedMatrix& weight,
                     std::array<float, 2> act, Address y, int threads, Workspace& ws) {
     run(weight.kernels->pointwise_conv,
-        {pointer(x), pointer(residual), pixels, weight.view(), activation(act), pointer(y), &ws.pool(), threads,
-         nullptr},
+        {pointer(x), pointer(residual), pixels, weight.view(), activation(act), pointer(y),
+         &ws.pool(), threads, nullptr},
         ws);
 }
 
@@ -159,8 +158,8 @@ void argmax_head(Address scores, Address labels, Address confidence, int batch, 
 void dense_head(Address scores, Address out, int batch, int classes, bool softmax, const Axis& y,
                 const Axis& x, int threads, const std::string& isa, Workspace& ws) {
     run(find_kernels(isa).dense_head,
-        {pointer(scores), pointer(out), batch, classes, softmax, view(y), view(x), &ws.pool(), threads,
-         nullptr},
+        {pointer(scores), pointer(out), batch, classes, softmax, view(y), view(x), &ws.pool(),
+         threads, nullptr},
         ws);
 }
 

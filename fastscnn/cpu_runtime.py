@@ -57,44 +57,53 @@ class CpuRuntime:
     ) -> tuple[Tensor, Tensor | None]:
         """uint8 labels N x H x W at `out_size` (default: the frame's) and, where asked for, the
         float32 probability of each pixel's label, else None. `frame` may also be an `x`."""
-        return cpu.argmax_head(
-            self.scores(frame, threads),
-            out_size or _size(frame),
-            align_corners=self.config.head_align_corners,
-            confidence=confidence,
-            threads=threads,
-            isa=self._isa,
-        )
+        with self._lock:
+            return cpu.argmax_head(
+                self._scores(frame, threads),
+                out_size or _size(frame),
+                align_corners=self.config.head_align_corners,
+                confidence=confidence,
+                threads=threads,
+                isa=self._isa,
+                workspace=self._workspace,
+            )
 
     def logits(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 logits N x num_classes x H x W at the size of `x` (or of a uint8 frame)."""
-        return cpu.resize(
-            self.scores(x, threads),
-            _size(x),
-            self.config.head_align_corners,
-            threads=threads,
-            isa=self._isa,
-        )
+        with self._lock:
+            return cpu.resize(
+                self._scores(x, threads),
+                _size(x),
+                self.config.head_align_corners,
+                threads=threads,
+                isa=self._isa,
+                workspace=self._workspace,
+            )
 
     def probabilities(
         self, x: Tensor, out_size: Size | None = None, threads: int | None = None
     ) -> Tensor:
         """float32 softmax probabilities N x num_classes x H x W."""
-        return cpu.softmax_head(
-            self.scores(x, threads),
-            out_size or _size(x),
-            align_corners=self.config.head_align_corners,
-            threads=threads,
-            isa=self._isa,
-        )
+        with self._lock:
+            return cpu.softmax_head(
+                self._scores(x, threads),
+                out_size or _size(x),
+                align_corners=self.config.head_align_corners,
+                threads=threads,
+                isa=self._isa,
+                workspace=self._workspace,
+            )
 
     def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""
-        threads = cpu_pack.check_threads("scores", threads)
         with self._lock:
-            steps, scores = self.steps(x)
-            for _, run in steps:
-                run(threads)
+            return self._scores(x, threads)
+
+    def _scores(self, x: Tensor, threads: int | None) -> Tensor:
+        threads = cpu_pack.check_threads("scores", threads)
+        steps, scores = self.steps(x)
+        for _, run in steps:
+            run(threads)
         return scores
 
     def steps(self, x: Tensor) -> tuple[list[Step], Tensor]:

@@ -1,15 +1,18 @@
 """The heads on CPU tensors in C++: class scores to full-size labels, probabilities or logits.
 
-`cpu.py` offers them beside the other operations and says what all have in common.
+`cpu.py` offers them beside the other operations and says what all have in common. `workspace` is
+the `_C.Workspace` to use; by default one of the calling thread.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastscnn_kernels import extension
-from fastscnn_kernels.cpu_pack import check_threads, nhwc, workspace
+from fastscnn_kernels import cpu_pack, extension
+from fastscnn_kernels.cpu_pack import check_threads, nhwc
 
 
 def argmax_head(
@@ -20,6 +23,7 @@ def argmax_head(
     confidence: bool = True,
     threads: int | None = None,
     isa: str = "",
+    workspace: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Bilinear to `size`; uint8 labels N x H x W and the top-1 softmax probability (or None).
 
@@ -41,7 +45,7 @@ def argmax_head(
         ext.Axis(w, size[1], align_corners),
         check_threads("argmax_head", threads),
         isa,
-        workspace(),
+        workspace or cpu_pack.workspace(),
     )
     return labels, top
 
@@ -53,9 +57,10 @@ def softmax_head(
     align_corners: bool = False,
     threads: int | None = None,
     isa: str = "",
+    workspace: Any = None,
 ) -> Tensor:
     """Bilinear to `size`; softmax probabilities N x C x H x W, contiguous."""
-    return _dense_head("softmax_head", scores, size, align_corners, True, threads, isa)
+    return _dense_head("softmax_head", scores, size, align_corners, True, threads, isa, workspace)
 
 
 def resize(
@@ -65,9 +70,10 @@ def resize(
     *,
     threads: int | None = None,
     isa: str = "",
+    workspace: Any = None,
 ) -> Tensor:
     """Bilinear sampling of N x C x h x w (C up to 255) to N x C x H x W, contiguous."""
-    return _dense_head("resize", x, size, align_corners, False, threads, isa)
+    return _dense_head("resize", x, size, align_corners, False, threads, isa, workspace)
 
 
 def _dense_head(
@@ -78,6 +84,7 @@ def _dense_head(
     softmax: bool,
     threads: int | None,
     isa: str,
+    workspace: Any,
 ) -> Tensor:
     scores = nhwc(op, "scores", scores)
     n, h, w, classes = _sizes(op, scores, size)
@@ -93,7 +100,7 @@ def _dense_head(
         ext.Axis(w, size[1], align_corners),
         check_threads(op, threads),
         isa,
-        workspace(),
+        workspace or cpu_pack.workspace(),
     )
     return out
 

@@ -5,99 +5,107 @@
 namespace fastscnn::FASTSCNN_ISA {
 namespace {
 
-// R neighbouring output pixels of one vector of channels (n < kLanes of them where kPartial), all
-// taps inside the row. Bound by loads from L1: with kDense (dilation 1) a row's taps overlap, so
-// that 4 pixels of stride 1 take 3 x (3 weights + 6 inputs) loads for 36 multiply-adds.
+// n channels of a pixel: all lanes, or the first ones.
+template <bool kPartial>
+FASTSCNN_INLINE Vec get(const float* p, int n) {
+    return kPartial ? load_first<Vec>(p, n, 0.f) : load<Vec>(p);
+}
+
+template <bool kPartial>
+FASTSCNN_INLINE void put(const DepthwiseRow& d, float* p, Vec sum, int n) {
+    const Vec v = min(Vec{} + d.act.high, max(Vec{} + d.act.low, sum));
+    if (kPartial)
+        store_first(p, v, n);
+    else
+        store(p, v);
+}
+
+// R neighbouring output pixels of one vector of channels, all taps inside the row. With kDense
+// (dilation 1) taps overlap: 4 pixels of stride 1 take 18 loads for 36 multiply-adds.
 template <int R, int kStride, bool kDense, bool kPartial>
-FASTSCNN_INLINE void depthwise_tile(const DepthwiseRow& d, int column, float* y, int c, int n) {
+FASTSCNN_INLINE void pixels(const DepthwiseRow& d, const Vec* w, Vec bias, int column, float* y,
+                            int c, int n) {
     Vec sum[R];
-    for (int i = 0; i < R; ++i) sum[i] = load<Vec>(d.bias + c);
+    for (int i = 0; i < R; ++i) sum[i] = bias;
 #pragma GCC unroll 3
     for (int ky = 0; ky < 3; ++ky) {
-        const float* x = d.row[ky] + (int64_t(column) * kStride - d.dilation) * d.x_stride[ky] + c;
-        Vec w[3];
-        for (int kx = 0; kx < 3; ++kx) w[kx] = load<Vec>(d.w + (3 * ky + kx) * d.w_pitch + c);
+        const int64_t step = d.x_stride[ky];
+        const float* x = d.row[ky] + (int64_t(column) * kStride - d.dilation) * step + c;
         if constexpr (kDense) {
 #pragma GCC unroll 9
-            for (int j = 0; j < (R - 1) * kStride + 3; ++j, x += d.x_stride[ky]) {
-                const Vec in = kPartial ? load_first<Vec>(x, n, 0.f) : load<Vec>(x);
+            for (int j = 0; j < (R - 1) * kStride + 3; ++j, x += step) {
+                const Vec in = get<kPartial>(x, n);
 #pragma GCC unroll 4
                 for (int i = 0; i < R; ++i) {
                     const int kx = j - i * kStride;
-                    if (kx >= 0 && kx < 3) sum[i] += in * w[kx];
+                    if (kx >= 0 && kx < 3) sum[i] += in * w[3 * ky + kx];
                 }
             }
         } else {
 #pragma GCC unroll 3
-            for (int kx = 0; kx < 3; ++kx, x += d.dilation * d.x_stride[ky]) {
+            for (int kx = 0; kx < 3; ++kx, x += d.dilation * step) {
 #pragma GCC unroll 4
-                for (int i = 0; i < R; ++i) {
-                    const float* at = x + i * kStride * d.x_stride[ky];
-                    sum[i] += (kPartial ? load_first<Vec>(at, n, 0.f) : load<Vec>(at)) * w[kx];
-                }
+                for (int i = 0; i < R; ++i)
+                    sum[i] += get<kPartial>(x + i * kStride * step, n) * w[3 * ky + kx];
             }
         }
     }
-    for (int i = 0; i < R; ++i, y += d.y_stride) {
-        const Vec v = min(Vec{} + d.act.high, max(Vec{} + d.act.low, sum[i]));
-        if (kPartial)
-            store_first(y + c, v, n);
-        else
-            store(y + c, v);
-    }
-}
-
-template <int R, int kStride, bool kDense>
-FASTSCNN_INLINE void depthwise_pixels(const DepthwiseRow& d, int column, float* y) {
-    int c = 0;
-    for (; c + kLanes <= d.channels; c += kLanes)
-        depthwise_tile<R, kStride, kDense, false>(d, column, y, c, kLanes);
-    if (c < d.channels) depthwise_tile<R, kStride, kDense, true>(d, column, y, c, d.channels - c);
+    for (int i = 0; i < R; ++i) put<kPartial>(d, y + i * d.y_stride + c, sum[i], n);
 }
 
 // One pixel some of whose taps lie outside the row.
-void depthwise_edge(const DepthwiseRow& d, int column, float* y) {
-    for (int c = 0; c < d.channels; c += kLanes) {
-        const int n = d.channels - c < kLanes ? d.channels - c : kLanes;
-        Vec sum = load<Vec>(d.bias + c);
-        for (int ky = 0; ky < 3; ++ky) {
-            for (int kx = 0; kx < 3; ++kx) {
-                const int x = column * d.stride + (kx - 1) * d.dilation;
-                if (x < 0 || x >= d.width) continue;
-                sum += load_first<Vec>(d.row[ky] + x * d.x_stride[ky] + c, n, 0.f) *
-                       load<Vec>(d.w + (3 * ky + kx) * d.w_pitch + c);
-            }
+template <bool kPartial>
+FASTSCNN_INLINE void edge(const DepthwiseRow& d, const Vec* w, Vec bias, int column, float* y,
+                          int c, int n) {
+    Vec sum = bias;
+    for (int ky = 0; ky < 3; ++ky) {
+        for (int kx = 0; kx < 3; ++kx) {
+            const int x = column * d.stride + (kx - 1) * d.dilation;
+            if (x >= 0 && x < d.width)
+                sum += get<kPartial>(d.row[ky] + x * d.x_stride[ky] + c, n) * w[3 * ky + kx];
         }
-        store_first(y + c, min(Vec{} + d.act.high, max(Vec{} + d.act.low, sum)), n);
     }
+    put<kPartial>(d, y + c, sum, n);
+}
+
+// One vector of channels of a row: its nine weights stay in registers. Columns inner_begin ..
+// inner_end - 1 have all taps inside.
+template <int kStride, bool kDense, bool kPartial>
+void channels(const DepthwiseRow& d, int begin, int end, int inner_begin, int inner_end, int c,
+              int n) {
+    Vec w[9];
+    for (int i = 0; i < 9; ++i) w[i] = load<Vec>(d.w + i * d.w_pitch + c);
+    const Vec bias = load<Vec>(d.bias + c);
+    float* y = d.y;
+    int x = begin;
+    for (; x < inner_begin; ++x, y += d.y_stride) edge<kPartial>(d, w, bias, x, y, c, n);
+    for (; x + 4 <= inner_end; x += 4, y += 4 * d.y_stride)
+        pixels<4, kStride, kDense, kPartial>(d, w, bias, x, y, c, n);
+    for (; x < inner_end; ++x, y += d.y_stride)
+        pixels<1, kStride, kDense, kPartial>(d, w, bias, x, y, c, n);
+    for (; x < end; ++x, y += d.y_stride) edge<kPartial>(d, w, bias, x, y, c, n);
 }
 
 template <int kStride, bool kDense>
-void depthwise_inside(const DepthwiseRow& d, int begin, int end, float* y) {
-    int x = begin;
-    for (; x + 4 <= end; x += 4, y += 4 * d.y_stride) depthwise_pixels<4, kStride, kDense>(d, x, y);
-    for (; x < end; ++x, y += d.y_stride) depthwise_pixels<1, kStride, kDense>(d, x, y);
+void row(const DepthwiseRow& d, int begin, int end) {
+    const auto clamp = [&](int x) { return x < begin ? begin : x > end ? end : x; };
+    const int inner_begin = clamp((d.dilation + kStride - 1) / kStride);
+    const int after = d.width > d.dilation ? (d.width - 1 - d.dilation) / kStride + 1 : 0;
+    const int inner_end = after > inner_begin ? clamp(after) : inner_begin;
+    int c = 0;
+    for (; c + kLanes <= d.channels; c += kLanes)
+        channels<kStride, kDense, false>(d, begin, end, inner_begin, inner_end, c, kLanes);
+    if (c < d.channels)
+        channels<kStride, kDense, true>(d, begin, end, inner_begin, inner_end, c, d.channels - c);
 }
 
 }  // namespace
 
 void depthwise_row(const DepthwiseRow& d, int begin, int end) {
-    const auto clamp = [&](int x) { return x < begin ? begin : x > end ? end : x; };
-    const int safe_begin = clamp((d.dilation + d.stride - 1) / d.stride);
-    const int safe_end = clamp(d.width > d.dilation ? (d.width - 1 - d.dilation) / d.stride + 1 : 0);
-    const auto at = [&](int x) { return d.y + (x - begin) * d.y_stride; };
-    if (safe_begin >= safe_end) {
-        for (int x = begin; x < end; ++x) depthwise_edge(d, x, at(x));
-        return;
-    }
-    for (int x = begin; x < safe_begin; ++x) depthwise_edge(d, x, at(x));
     if (d.stride == 2)
-        (d.dilation == 1 ? depthwise_inside<2, true> : depthwise_inside<2, false>)(
-            d, safe_begin, safe_end, at(safe_begin));
+        (d.dilation == 1 ? row<2, true> : row<2, false>)(d, begin, end);
     else
-        (d.dilation == 1 ? depthwise_inside<1, true> : depthwise_inside<1, false>)(
-            d, safe_begin, safe_end, at(safe_begin));
-    for (int x = safe_end; x < end; ++x) depthwise_edge(d, x, at(x));
+        (d.dilation == 1 ? row<1, true> : row<1, false>)(d, begin, end);
 }
 
 }  // namespace fastscnn::FASTSCNN_ISA

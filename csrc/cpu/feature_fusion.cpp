@@ -8,11 +8,11 @@ namespace {
 
 struct Worker {
     const FeatureFusionParams& p;
-    int channels;   // of the low branch
-    float* blend;   // [cols.in, channels]: between two low rows
-    float* rows;    // three upsampled rows [cols.out, channels]
-    float* mid;     // [kRun, channels]
-    float* zero;    // a pixel of zeros
+    int channels;  // of the low branch
+    float* blend;  // [cols.in, channels]: between two low rows
+    float* rows;   // three upsampled rows [cols.out, channels]
+    float* mid;    // [kRun, channels]
+    float* zero;   // a pixel of zeros
     int64_t row_floats;
 
     // Samples row y of the upsampled map.
@@ -38,8 +38,9 @@ struct Worker {
         for (int x = 0; x < width; x += kRun) {
             const int n = width - x < kRun ? width - x : kRun;
             float* to = out + int64_t(x) * outs;
-            gemm(matrix_product(p.high_weight, high + int64_t(x) * p.high_weight.k, to, outs, kNone),
-                 n);
+            gemm(
+                matrix_product(p.high_weight, high + int64_t(x) * p.high_weight.k, to, outs, kNone),
+                n);
             if (p.taps.data) {
                 depthwise_row(d, x, x + n);
             } else {
@@ -73,13 +74,18 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
     const int runs = (4 * p.threads + classes - 1) / classes;
     share(p, int64_t(p.batch) * classes * runs, [&](int unit, int thread) {
         Arena arena{p.scratch + thread * thread_floats};
-        Worker w{p, channels, arena.take(blend), arena.take(3 * row_floats), arena.take(mid),
-                 arena.take(zero), row_floats};
+        Worker w{p,
+                 channels,
+                 arena.take(blend),
+                 arena.take(3 * row_floats),
+                 arena.take(mid),
+                 arena.take(zero),
+                 row_floats};
         fill_zero(w.zero, zero);
         const int n = unit / (classes * runs), first = unit / runs % classes;
         const Share run(strided(height - first, step), unit % runs, runs);
         const float* low = p.low + int64_t(n) * p.rows.in * p.cols.in * channels;
-        const int around = p.taps.data ? 1 : 0;  // rows needed above and below
+        const int around = p.taps.data ? 1 : 0;                      // rows needed above and below
         int made = run.begin - around < 0 ? 0 : run.begin - around;  // rows of this class below it
         for (int i = run.begin; i < run.end; ++i) {
             for (; made <= i + around && first + made * step < height; ++made)
@@ -87,8 +93,8 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
             DepthwiseRow d = depthwise(p.taps, width, 1, p.dilation, kRelu);
             for (int ky = 0; ky < 3; ++ky) {
                 const int j = i + ky - 1;
-                set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, channels, first + j * step, height,
-                        w.zero);
+                set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, channels, first + j * step,
+                        height, w.zero);
             }
             const int64_t row = int64_t(n) * height + first + i * step;
             w.fuse(d, p.high + row * width * p.high_weight.k, p.y + row * width * p.low_weight.out);

@@ -66,11 +66,19 @@ void gemm(const Gemm& g, const Panels& panels, int first, int last, int pixels) 
         const int begin = panels.begin(i), vecs = panels.begin(i + 1) - begin;
         const float* w = g.w + (int64_t(begin) * g.w_k + int64_t(g.k_begin) * vecs) * kLanes;
         switch (vecs) {
-            case 1: gemm_panel<1>(g, w, pixels, begin * kLanes); break;
-            case 2: gemm_panel<2>(g, w, pixels, begin * kLanes); break;
+            case 1:
+                gemm_panel<1>(g, w, pixels, begin * kLanes);
+                break;
+            case 2:
+                gemm_panel<2>(g, w, pixels, begin * kLanes);
+                break;
 #if defined(__AVX512F__) || defined(__aarch64__)
-            case 3: gemm_panel<3>(g, w, pixels, begin * kLanes); break;
-            case 4: gemm_panel<4>(g, w, pixels, begin * kLanes); break;
+            case 3:
+                gemm_panel<3>(g, w, pixels, begin * kLanes);
+                break;
+            case 4:
+                gemm_panel<4>(g, w, pixels, begin * kLanes);
+                break;
 #endif
         }
     }

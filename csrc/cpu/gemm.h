@@ -34,19 +34,19 @@ struct Panels {
 };
 
 struct Gemm {
-    const float* x[3];    // first pixel of every segment (the rows of a 3x3 convolution)
-    int segments;         // 1..3
-    int k;                // inputs per segment and pixel
-    int64_t x_stride;     // floats between pixels
-    const float* w;       // packed weights
-    int w_k;              // rows of a panel, >= segments * k
-    int k_begin;          // first row of every panel to use
-    const float* bias;    // [padded channels]: where the sum starts, or null
-    const float* add;     // [pixels, add_stride]: added at the start, or null
-    int64_t add_stride;   // floats between pixels
-    float* y;             // [pixels, y_stride]
-    int64_t y_stride;     // floats between pixels
-    int channels;         // output channels that may be written
+    const float* x[3];   // first pixel of every segment (the rows of a 3x3 convolution)
+    int segments;        // 1..3
+    int k;               // inputs per segment and pixel
+    int64_t x_stride;    // floats between pixels
+    const float* w;      // packed weights
+    int w_k;             // rows of a panel, >= segments * k
+    int k_begin;         // first row of every panel to use
+    const float* bias;   // [padded channels]: where the sum starts, or null
+    const float* add;    // [pixels, add_stride]: added at the start, or null
+    int64_t add_stride;  // floats between pixels
+    float* y;            // [pixels, y_stride]
+    int64_t y_stride;    // floats between pixels
+    int channels;        // output channels that may be written
     Activation act;
 };
 
@@ -56,8 +56,20 @@ void gemm(const Gemm& g, const Panels& panels, int first, int last, int pixels);
 // y[p] = act(w * x[p] + bias) for `pixels` pixels.
 FASTSCNN_INLINE Gemm matrix_product(const Matrix& w, const float* x, float* y, int64_t y_stride,
                                     Activation act) {
-    return {{x, nullptr, nullptr}, 1, w.k, w.k, w.data, w.k, 0, w.bias, nullptr, 0, y, y_stride,
-            w.out, act};
+    return {{x, nullptr, nullptr},
+            1,
+            w.k,
+            w.k,
+            w.data,
+            w.k,
+            0,
+            w.bias,
+            nullptr,
+            0,
+            y,
+            y_stride,
+            w.out,
+            act};
 }
 
 FASTSCNN_INLINE void gemm(const Gemm& g, int pixels) {

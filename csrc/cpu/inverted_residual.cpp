@@ -24,8 +24,8 @@ struct Worker {
 
     void expand(const Chunk& c, const float* image) {
         const int y = hidden.next++;
-        Gemm g = matrix_product(p.expand, image + int64_t(y) * p.w * p.expand.k, nullptr, kChunk,
-                                p.act);
+        Gemm g =
+            matrix_product(p.expand, image + int64_t(y) * p.w * p.expand.k, nullptr, kChunk, p.act);
         g.channels = pitch_of(p.expand.out);  // padding becomes act(0) = 0
         g.y = hidden.row(y) - c.first;
         gemm(g, panels, c.begin, c.end, p.w);
@@ -81,7 +81,10 @@ int64_t inverted_residual(const InvertedResidualParams& p) {
     share(p, int64_t(p.batch) * bands, [&](int unit, int thread) {
         Arena arena{p.scratch + thread * thread_floats};
         float* rows = arena.take(ring);
-        Worker worker{p, panels, {rows, int64_t(p.w) * kChunk, kChunk, p.h}, arena.take(mid),
+        Worker worker{p,
+                      panels,
+                      {rows, int64_t(p.w) * kChunk, kChunk, p.h},
+                      arena.take(mid),
                       arena.take(kChunk)};
         fill_zero(worker.zero, kChunk);
         const int n = unit / bands;

@@ -46,8 +46,8 @@ const Kernels& find_kernels(const std::string& name) {
         if (name.empty() || name == k->name) return *k;
         names += (names.empty() ? "" : ", ") + std::string(k->name);
     }
-    throw std::invalid_argument("instruction set '" + name + "' is not available here; choose one of: " +
-                                names);
+    throw std::invalid_argument("instruction set '" + name +
+                                "' is not available here; choose one of: " + names);
 }
 
 }  // namespace fastscnn

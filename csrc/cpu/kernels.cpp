@@ -38,9 +38,9 @@ static int64_t pack_matrix(const float* weight, const float* bias, int out, int 
 #define STRING(x) STRING_(x)
 extern const Kernels kernels;
 const Kernels kernels = {
-    STRING(FASTSCNN_ISA), kLanes,       pack_matrix,    stem_conv,
-    depthwise_conv,       pointwise_conv, dsconv,       learning_to_downsample,
-    inverted_residual,    pyramid_pool, feature_fusion, dense_head,
+    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,    stem_conv,
+    depthwise_conv,       pointwise_conv, dsconv,         learning_to_downsample,
+    inverted_residual,    pyramid_pool,   feature_fusion, dense_head,
     argmax_head,
 };
 

@@ -64,89 +64,89 @@ struct Taps {
     const float* data;  // [9][pitch]
     const float* bias;  // [pitch]
     int channels;
-    int pitch;          // channels rounded up to the lanes
+    int pitch;  // channels rounded up to the lanes
 };
 
 // Every operation takes the scratch memory from its caller: called with `scratch` null it returns
 // how many floats it needs and does nothing else. Maps are NHWC without gaps.
 struct StemParams {
-    const uint8_t* frame;    // [batch, h, w, 3], or null
-    const float* x;          // the same, normalised, where frame is null
-    float scale[3];          // a value v of the frame stands for v * scale + shift
+    const uint8_t* frame;  // [batch, h, w, 3], or null
+    const float* x;        // the same, normalised, where frame is null
+    float scale[3];        // a value v of the frame stands for v * scale + shift
     float shift[3];
     int batch, h, w;
-    int top, left;           // rows and columns of zeros before the first
+    int top, left;  // rows and columns of zeros before the first
     int out_h, out_w;
-    Matrix weight;           // k = 27
+    Matrix weight;  // k = 27
     Activation act;
-    float* y;                // [batch, out_h, out_w, weight.out]
+    float* y;  // [batch, out_h, out_w, weight.out]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct DepthwiseParams {
-    const float* x;          // [batch, h, w, channels]
+    const float* x;  // [batch, h, w, channels]
     int batch, h, w;
-    int stride, dilation;    // stride 1 or 2
+    int stride, dilation;  // stride 1 or 2
     Taps taps;
     Activation act;
-    float* y;                // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
+    float* y;  // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct PointwiseParams {
-    const float* x;          // [pixels, weight.k]
-    const float* residual;   // [pixels, weight.out], or null; may be y
+    const float* x;         // [pixels, weight.k]
+    const float* residual;  // [pixels, weight.out], or null; may be y
     int64_t pixels;
     Matrix weight;
     Activation act;
-    float* y;                // [pixels, weight.out]
+    float* y;  // [pixels, weight.out]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct DsconvParams {
-    const float* x;          // [batch, h, w, taps.channels]
+    const float* x;  // [batch, h, w, taps.channels]
     int batch, h, w;
     int stride, dilation;
     Taps taps;
     Activation mid_act;
     Matrix weight;
     Activation act;
-    Matrix last;             // a second 1x1 without activation behind it; data null: none
-    float* y;                // [batch, out h, out w, weight.out or last.out]
+    Matrix last;  // a second 1x1 without activation behind it; data null: none
+    float* y;     // [batch, out h, out w, weight.out or last.out]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct DownsampleParams {
-    StemParams stem;         // its y, pool, threads and scratch are not used
+    StemParams stem;  // its y, pool, threads and scratch are not used
     Taps taps1;
     Matrix weight1;
     Taps taps2;
     Matrix weight2;
     Activation mid_act, act;
-    float* y;                // [batch, h / 8, w / 8, weight2.out], rounded up at every stride
+    float* y;  // [batch, h / 8, w / 8, weight2.out], rounded up at every stride
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct InvertedResidualParams {
-    const float* x;          // [batch, h, w, expand.k]
+    const float* x;  // [batch, h, w, expand.k]
     int batch, h, w;
     int stride;
     Matrix expand;
     Taps taps;
     Matrix project;
-    Activation act;          // after expand and after the depthwise convolution
-    bool residual;           // adds x
-    float* y;                // [batch, out h, out w, project.out]
+    Activation act;  // after expand and after the depthwise convolution
+    bool residual;   // adds x
+    float* y;        // [batch, out h, out w, project.out]
     Pool* pool;
     int threads;
     float* scratch;
@@ -155,31 +155,32 @@ struct InvertedResidualParams {
 constexpr int kMaxBranches = 4;
 
 struct PyramidPoolParams {
-    const float* x;          // [batch, h, w, channels]
+    const float* x;  // [batch, h, w, channels]
     int batch, h, w, channels;
-    int branches;            // up to kMaxBranches
+    int branches;  // up to kMaxBranches
     int bins[kMaxBranches];
     Matrix branch[kMaxBranches];
     AxisView rows[kMaxBranches], cols[kMaxBranches];  // bins -> h, bins -> w
-    int join_kernel;         // 1 or 3
-    Matrix join;             // 1x1: of x alone, with the bias; 3x3: of everything
-    Matrix slice[kMaxBranches];   // 1x1: of every branch, without bias
-    int offset[kMaxBranches + 1];  // 3x3: first channel of every branch and of x in the join's input
-    float* y;                // [batch, h, w, join.out]
+    int join_kernel;                                  // 1 or 3
+    Matrix join;                 // 1x1: of x alone, with the bias; 3x3: of everything
+    Matrix slice[kMaxBranches];  // 1x1: of every branch, without bias
+    int offset[kMaxBranches +
+               1];  // 3x3: first channel of every branch and of x in the join's input
+    float* y;       // [batch, h, w, join.out]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
 struct FeatureFusionParams {
-    const float* high;       // [batch, rows.out, cols.out, high_weight.k]
-    const float* low;        // [batch, rows.in, cols.in, low_weight.k]
+    const float* high;  // [batch, rows.out, cols.out, high_weight.k]
+    const float* low;   // [batch, rows.in, cols.in, low_weight.k]
     int batch;
     AxisView rows, cols;
-    Taps taps;               // of the depthwise convolution; data null: none, only the ReLU
+    Taps taps;  // of the depthwise convolution; data null: none, only the ReLU
     int dilation;
     Matrix low_weight, high_weight;
-    float* y;                // [batch, rows.out, cols.out, low_weight.out]
+    float* y;  // [batch, rows.out, cols.out, low_weight.out]
     Pool* pool;
     int threads;
     float* scratch;

@@ -58,8 +58,9 @@ class PackedTaps {
         data_ = allocate(10 * int64_t(pitch_));
         for (int i = 0; i < 10; ++i)
             for (int c = 0; c < pitch_; ++c)
-                data_.get()[int64_t(i) * pitch_ + c] =
-                    c >= channels ? 0.f : i < 9 ? weight[9 * c + i] : bias[c];
+                data_.get()[int64_t(i) * pitch_ + c] = c >= channels ? 0.f
+                                                       : i < 9       ? weight[9 * c + i]
+                                                                     : bias[c];
     }
 
     Taps view() const {

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -21,6 +23,7 @@ struct Pool::State {
     std::condition_variable wake;
     std::vector<std::thread> helpers;
     bool stop = false;
+    const pid_t process = getpid();
 
     // The current operation; all but the counters change under the mutex, while nobody is inside.
     Body body = nullptr;
@@ -64,6 +67,10 @@ struct Pool::State {
 Pool::Pool() : state_(new State) {}
 
 Pool::~Pool() {
+    if (getpid() != state_->process) {  // a fork has no helpers: nobody to join
+        for (std::thread& t : state_->helpers) t.detach();
+        return;
+    }
     {
         const std::lock_guard<std::mutex> lock(state_->mutex);
         state_->stop = true;

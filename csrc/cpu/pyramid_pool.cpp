@@ -47,8 +47,8 @@ void upsample(const AxisView& rows, const AxisView& cols, const float* map, int 
 // The pieces of scratch memory; one set for all threads unless it says otherwise.
 struct Memory {
     float* maps[kMaxBranches];  // [batch, bins, bins, map channels]
-    float* joined;  // join 3x3: [batch, h + 2, w + 2, join.k / 9], zeros around
-    float* thread;  // [threads, thread_floats]
+    float* joined;              // join 3x3: [batch, h + 2, w + 2, join.k / 9], zeros around
+    float* thread;              // [threads, thread_floats]
     int64_t thread_floats;
     int64_t floats;
 };
@@ -167,9 +167,8 @@ int64_t pyramid_pool(const PyramidPoolParams& p) {
         make_cell(p, m, unit / cells, b, cell, arena(worker));
     });
     if (p.join_kernel == 1) {
-        share(p, int64_t(p.batch) * p.h, [&](int unit, int worker) {
-            join_row(p, m, unit / p.h, unit % p.h, arena(worker));
-        });
+        share(p, int64_t(p.batch) * p.h,
+              [&](int unit, int worker) { join_row(p, m, unit / p.h, unit % p.h, arena(worker)); });
         return 0;
     }
     share(p, int64_t(p.batch) * (p.h + 2), [&](int unit, int worker) {

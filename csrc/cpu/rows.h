@@ -66,12 +66,12 @@ FASTSCNN_INLINE void set_row(DepthwiseRow& d, int ky, const float* row, int64_t 
 
 FASTSCNN_INLINE DepthwiseRow depthwise(const Taps& taps, int width, int stride, int dilation,
                                        Activation act) {
-    return {{},          {},     width,    taps.channels, taps.data, taps.bias, taps.pitch,
-            stride,      dilation, nullptr, taps.pitch,   act};
+    return {{},         {},     width,    taps.channels, taps.data,  taps.bias,
+            taps.pitch, stride, dilation, nullptr,       taps.pitch, act};
 }
 
-// Depthwise, then pointwise for output columns begin .. end - 1, run by run; `mid` holds kRun pixels
-// and stays in L1. `y` is column `begin`.
+// Depthwise, then pointwise for output columns begin .. end - 1, run by run; `mid` holds kRun
+// pixels and stays in L1. `y` is column `begin`.
 FASTSCNN_INLINE void dsconv_row(DepthwiseRow d, const Matrix& w, Activation act, int begin, int end,
                                 float* mid, float* y, int64_t y_stride) {
     d.y = mid;
