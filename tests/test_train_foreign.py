@@ -49,8 +49,7 @@ def foreign_loop(
         with torch.no_grad():
             for mean, new in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(new, 0.1)
-        for validated in (model, average):
-            validated.eval()
+        for validated in (model.eval(), average):
             with torch.no_grad():
                 validations.append(validated(x[0]))
             validated.segment(frame)
