@@ -1,4 +1,4 @@
-"""Runs the interpreted Triton tests in their own process (Triton decides at import)."""
+"""Runs the interpreted Triton tests in processes of their own (Triton decides at import)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ pytest.importorskip("triton", reason="needs Triton (Linux)")
 FOLDER = Path(__file__).parent / "triton_interpreter"
 
 
-def run_interpreted(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", *arguments, str(FOLDER)]
+def run_interpreted(marks: str, pattern: str = "test_*.py") -> None:
+    """The matching test files at once, one process each."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    running = [
+        subprocess.Popen(
+            [*command, "-m", marks, str(file)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for file in sorted(FOLDER.glob(pattern))
+    ]  # fmt: skip
+    assert running
+    outputs = [process.communicate()[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output[-8000:]
 
 
 def test_kernels_interpreted() -> None:
     """fp32 cases of every op, one case per op in fp16 and bf16, the network for every preset."""
-    run_interpreted("-m", "not slow")
+    run_interpreted("not slow")
 
 
 @pytest.mark.slow
 def test_all_dtypes_interpreted() -> None:
     """Every case in fp16 and bf16 too: pytest tests/test_triton_interpreter.py -m slow"""
-    run_interpreted("-m", "slow")
+    run_interpreted("slow", "test_interpreted_ops.py")
