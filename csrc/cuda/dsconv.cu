@@ -10,9 +10,10 @@ std::string run_dsconv(DsconvParams p, Stream stream) {
     const int bytes = L::bytes(p.stride, p.dilation, p.head != nullptr);
     const int limit = present_device().shared;
     if (bytes > limit)
-        return "dsconv: dilation=" + std::to_string(p.dilation) + " needs " +
-               std::to_string(bytes) + " bytes of shared memory, this GPU has " +
-               std::to_string(limit) + "; use a smaller dilation or the Triton operation";
+        return "dsconv: stride=" + std::to_string(p.stride) +
+               ", dilation=" + std::to_string(p.dilation) + (p.head ? ", a head" : "") +
+               " needs " + std::to_string(bytes) + " bytes of shared memory, this GPU has " +
+               std::to_string(limit) + "; use the Triton operation";
     const dim3 grid(ceil_div(p.oh, L::kTile) * ceil_div(p.ow, L::kTile), ceil_div(p.o, kOut), p.n);
     auto kernel = p.stride == 1 && p.dilation == 1 ? dsconv_kernel<T, kOut, true>
                                                    : dsconv_kernel<T, kOut, false>;
@@ -27,7 +28,9 @@ std::string dsconv(Type type, DsconvParams p, Stream stream) {
     if (p.n > 65535) return "dsconv: a batch of at most 65535 images";
     if (p.head && p.o > 128) return "dsconv: a head takes at most 128 channels";
 
-    const bool narrow = p.o <= 64 && !p.head;
+    const bool wide_fits =
+        DsconvLayout<128>::bytes(p.stride, p.dilation, false) <= present_device().shared;
+    const bool narrow = !p.head && (p.o <= 64 || !wide_fits);
     if (type == Type::kF16)
         return narrow ? run_dsconv<F16, 64>(p, stream) : run_dsconv<F16, 128>(p, stream);
     return narrow ? run_dsconv<BF16, 64>(p, stream) : run_dsconv<BF16, 128>(p, stream);

@@ -49,6 +49,10 @@ def load(changed: Path | None = None, source: str = "") -> ModuleType:
     return module
 
 
+def content_digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()[:20]
+
+
 def digest(*paths: Path) -> str:
     return hashlib.sha256(" ".join(p.name for p in paths).encode()).hexdigest()[:20]
 
