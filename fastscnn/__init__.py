@@ -3,6 +3,7 @@
 from fastscnn.checkpoints import convert, save
 from fastscnn.classes import CAMVID, CITYSCAPES, Classes
 from fastscnn.config import PRESETS, FastSCNNConfig
+from fastscnn.engine import Engine
 from fastscnn.fold import fold
 from fastscnn.fused import FusedFastSCNN
 from fastscnn.info import __version__, info
@@ -15,6 +16,7 @@ __all__ = [
     "CITYSCAPES",
     "PRESETS",
     "Classes",
+    "Engine",
     "FastSCNN",
     "FastSCNNClassifier",
     "FastSCNNConfig",

@@ -24,6 +24,7 @@ from fastscnn.classes import Classes
 from fastscnn.demo import street_scene
 from fastscnn.frames import read_image_noted
 from fastscnn.outputs import KINDS, Job, plan_jobs, render, write_image
+from fastscnn.plan import table
 from fastscnn.segment import Size
 from fastscnn.train_cli import add_evaluate_parser, add_train_parser
 from fastscnn.video import VideoReader, VideoWriter
@@ -82,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("info", help="version, devices, and what runs where")
+    p.add_argument("--plan", type=_size, metavar="HxW", help="kernels that a frame of HxW costs")
+    p.add_argument("--batch", type=_positive, default=1, help="frames at once, for --plan")
+    p.add_argument("--weights", default="camvid", help="whose network, for --plan")
     p.set_defaults(run=_info)
 
     p = commands.add_parser("convert", help="translate a checkpoint")
@@ -249,7 +253,11 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    print("\n".join(fastscnn.info()))
+    if args.plan is None:
+        print("\n".join(fastscnn.info()))
+    else:
+        model: Any = fastscnn.load(args.weights, device="cpu")
+        print(table(model.plan(args.plan, batch=args.batch)))
     return 0
 
 

@@ -13,6 +13,7 @@ from fastscnn.engine import Engine
 from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN, check_input
+from fastscnn.plan import Row, plan
 from fastscnn.segment import Size
 
 
@@ -97,6 +98,12 @@ class FusedFastSCNN(FastSCNN):
             out = (x.shape[2], x.shape[3])
             result: Tensor = self._current_runtime().probabilities(x.to(self._dtype()), out)
             return result
+
+    def plan(self, size: Size, *, batch: int = 1) -> list[Row]:
+        """What a batch of frames of `size` costs on a GPU: a row per kernel, nothing is run."""
+        size = self.input_size(size, size)
+        dtype = self._dtype() if self._device().type == "cuda" else torch.float16
+        return plan(self.config, self.num_classes, size, batch=batch, dtype=dtype)
 
     def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
         if not self._runs_fused(frames):

@@ -109,7 +109,7 @@ class Segmenter:
         return self._first().dtype
 
     def _first(self) -> Tensor:
-        return next(self.parameters())  # type: ignore[attr-defined,no-any-return]
+        return next(self.parameters())  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -193,6 +193,11 @@ def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     text = capsys.readouterr().out
     assert "cpu: " in text
     assert "camvid" in text
+    assert main(["info", "--plan", "512x1024"]) == 0
+    text = capsys.readouterr().out
+    assert "argmax_head" in text
+    assert "nothing was measured" in text
+    assert main(["info", "--plan", "16x64"]) == 2
 
 
 def test_demo_scene_is_segmented_sensibly() -> None:
