@@ -155,3 +155,64 @@ def test_fast_labels_are_exact(on_host: ModuleType, align_corners: bool) -> None
     logits = reference.resize(scores.double(), size, align_corners)
     chosen = logits.gather(1, fast.long().unsqueeze(1)).squeeze(1)
     assert ((logits.amax(1) - chosen) / logits.abs().max()).max() < 1e-5
+
+
+DEVICES = (
+    # capability, multiprocessors: Turing's 64 KiB, Ada's 99 KiB, one multiprocessor: no shares
+    pytest.param(75, None, id="turing"),
+    pytest.param(89, 1, id="ada-one-multiprocessor"),
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.id in {"inverted_residual-3.1", "inverted_residual-1.0",
+     "learning_to_downsample-frame", "dsconv-head-19", "dsconv-one-pixel-s2"}],
+    ids=ids,
+)  # fmt: skip
+@pytest.mark.parametrize(("capability", "multiprocessors"), DEVICES)
+def test_other_devices(
+    on_host: ModuleType, case: Case, capability: int, multiprocessors: int | None
+) -> None:
+    """Tiles and shares that smaller GPUs get."""
+    torch.manual_seed(0)
+    args, kwargs = case.make(HALF)
+    with running_on(on_host, capability=capability, multiprocessors=multiprocessors, seed=3):
+        ours = getattr(cuda, case.op)(*args, **kwargs)
+    check_op(case, ours, args, kwargs)
+
+
+def test_turing_refuses_bfloat(on_host: ModuleType) -> None:
+    args, kwargs = separable((1, 8, 2, 2), 8, BFLOAT)
+    with (
+        running_on(on_host, capability=75),
+        pytest.raises(RuntimeError, match=r"bfloat16 needs compute capability 8\.0"),
+    ):
+        cuda.dsconv(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cuda.dsconv(*separable((1, 30, 3, 3), 8, HALF)[0]),
+         "dsconv: depthwise_weight has 30 channels, expected a multiple of 8.*Triton"),
+        (lambda: cuda.dsconv(*separable((1, 8, 3, 3), 8, torch.float32)[0]),
+         "dsconv: x is torch.float32, expected float16 or bfloat16.*Triton"),
+        (lambda: cuda.dsconv(*separable((1, 8, 3, 3), 8, HALF)[0], dilation=40),
+         "stride=1, dilation=40 needs .* bytes of shared memory"),
+        (lambda: cuda.inverted_residual(*bottleneck((1, 16, 3, 3), 136, HALF)[0]),
+         "project_weight has 136 outputs, expected at most 128.*Triton"),
+        (lambda: cuda.argmax_head(torch.zeros(1, 256, 2, 2, dtype=HALF), (4, 4)),
+         "256 channels, expected at most 255"),
+        (lambda: cuda._address(torch.zeros(9, dtype=HALF)[1:]), "off a 16-byte boundary"),
+    ],
+    ids=["channels", "float32", "dilation", "outputs", "classes", "alignment"],
+)  # fmt: skip
+def test_bad_input_is_named(on_host: ModuleType, call: Any, message: str) -> None:
+    with running_on(on_host), pytest.raises((TypeError, ValueError, RuntimeError), match=message):
+        call()
+
+
+def test_a_cpu_tensor_is_refused() -> None:
+    with pytest.raises(ValueError, match="cuda_argmax_head: x is on cpu, expected an NVIDIA GPU"):
+        cuda.argmax_head(torch.zeros(1, 2, 2, 2, dtype=HALF), (4, 4))
