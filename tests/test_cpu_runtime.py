@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -124,6 +126,19 @@ def test_runtimes_run_in_parallel_and_one_may_be_shared() -> None:
     for t in workers:
         t.join()
     assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_goes_on_without_the_helper_threads() -> None:
+    run, frame = runtime(network("paper")), frames(1, 64, 64)
+    expected = run.labels(frame, threads=2)[0]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        same = torch.equal(run.labels(frame, threads=2)[0], expected)
+        del run
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_results_are_fresh_tensors() -> None:
