@@ -222,6 +222,8 @@ class _Graph:
         with torch.cuda.stream(side):
             self._compute(self.input)
         current.wait_stream(side)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # entering a capture does so too; here it settles the count
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

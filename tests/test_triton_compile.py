@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton", reason="needs Triton (Linux)")
 
 from compile_only import REGISTERS, SHARED_LIMIT, TARGETS, Launch, compile_only
+from op_cases import CASES, Case
 
 import fastscnn_kernels.triton as kernels
 from fastscnn.config import PRESETS
@@ -71,6 +72,16 @@ def check_multiply_adds(launch: Launch, dtype: str, what: str) -> None:
     if launch.name == "dsconv_kernel" and dtype == "float32":
         ideal += pixels * k["BLOCK_K"] * k["BLOCK_N"] / launch.threads
     assert launch.fma <= 1.1 * ideal, f"{what}: {launch.fma} multiply-adds, ideal {ideal}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_odd_sizes_compile(case: Case) -> None:
+    """Sizes of one become constants, which the compiler types differently from variables."""
+    args, kwargs = case.make(torch.float16)
+    with compile_only(90) as launches:
+        getattr(kernels, case.op)(*args, **kwargs)
+    assert launches
 
 
 @pytest.mark.parametrize("capability", TARGETS)
