@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -216,3 +217,16 @@ def test_bad_input_is_named(on_host: ModuleType, call: Any, message: str) -> Non
 def test_a_cpu_tensor_is_refused() -> None:
     with pytest.raises(ValueError, match="cuda_argmax_head: x is on cpu, expected an NVIDIA GPU"):
         cuda.argmax_head(torch.zeros(1, 2, 2, 2, dtype=HALF), (4, 4))
+
+
+@pytest.mark.slow
+def test_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+    kernels = [s for s in compiled.SOURCES if s.suffix == ".cu"]
+    sources = [*kernels, *(compiled.HERE / n for n in ("cuda_on_host.cpp", "sanitized.cpp"))]
+    objects = [str(compiled.compile_object(s, flags=flags)) for s in sources]
+    program = tmp_path / "sanitized"
+    subprocess.run(["g++", *flags, "-o", program, *objects, "-pthread"], check=True)
+    environment = {"ASAN_OPTIONS": "detect_stack_use_after_return=0"}
+    done = subprocess.run([program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,9 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace on_host {
 
@@ -202,6 +205,10 @@ void start_block(Block& b, int64_t linear) {
     std::memset(b.shared.get(), 0xff, b.shared_bytes);
     std::fill(b.words.begin(), b.words.end(), Word{});
     for (Warp& w : b.warps) w.waiting = w.alive = 0, w.round = 0;
+#if defined(__SANITIZE_ADDRESS__)
+    // Fibers end without returning and leave their frames marked.
+    __asan_unpoison_memory_region(b.stacks, kStack * b.size);
+#endif
     for (int i = 0; i < b.size; ++i) {
         Thread& t = b.threads[i];
         t.state = State::kReady, t.groups = t.done_groups = 0, t.copies.clear();
