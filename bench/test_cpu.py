@@ -31,8 +31,6 @@ from fastscnn_kernels import cpu, reference
 #: Size: rounds.
 SIZES = {(1024, 2048): 5, (512, 1024): 9, (256, 512): 15}
 SMOKE_SIZES = {(64, 128): 1}
-#: torch.compile takes minutes per size to compile on two cores: one size shows where it stands.
-COMPILED_SIZES = [(512, 1024), (64, 128)]
 THREADS = [t for t in (1, 2) if t <= (os.cpu_count() or 1)]
 
 
@@ -120,7 +118,7 @@ def agreement(labels: Tensor, size: tuple[int, int]) -> float:
 
 @cache
 def network_rounds(
-    size: tuple[int, int], threads: int, smoke: bool
+    size: tuple[int, int], threads: int, smoke: bool, compiling: bool
 ) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
     """(seconds, label agreement, reasons for skipping) by provider."""
     calls: dict[str, Callable[[], Any]] = {}
@@ -129,8 +127,8 @@ def network_rounds(
     with torch.inference_mode():
         exact(size)
         for name, provider in PROVIDERS.items():
-            if name == "compiled" and (smoke or size not in COMPILED_SIZES):
-                skipped[name] = "compiling takes minutes; see the other sizes"
+            if name == "compiled" and not compiling:
+                skipped[name] = "compiling takes minutes; ask for it with --compile"
                 continue
             try:
                 calls[name] = provider(model(), frame(size), threads)
@@ -153,7 +151,8 @@ def test_cpu_network(
     smoke = request.config.getoption("--smoke")
     if smoke != (size in SMOKE_SIZES):
         pytest.skip("size is for --smoke only" if not smoke else "size is not for --smoke")
-    rounds, agreements, skipped = network_rounds(size, threads, smoke)
+    compiling = request.config.getoption("--compile")
+    rounds, agreements, skipped = network_rounds(size, threads, smoke, compiling)
     if provider in skipped:
         pytest.skip(skipped[provider])
     report(
