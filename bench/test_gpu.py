@@ -30,7 +30,8 @@ from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN
 from fastscnn.plan import plan
-from fastscnn_kernels import reference
+from fastscnn_kernels import cuda, reference
+from fastscnn_kernels.with_cuda import WithCuda
 
 pytestmark = [
     pytest.mark.gpu,
@@ -120,6 +121,13 @@ def ours(dtype: torch.dtype) -> Callable[[Tensor], Labeller]:
     return build
 
 
+def ours_with_cuda(frame: Tensor) -> Labeller:
+    """The composition with the CUDA C++ kernels, in a graph."""
+    model = seeded_model()
+    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=WithCuda())
+    return captured(runtime.labels, frame)
+
+
 def ours_eager(_: Tensor) -> Labeller:
     model = seeded_model()
     return GpuRuntime(fold(model), model.config, 19, torch.float16).labels
@@ -136,6 +144,7 @@ def compiled(mode: str) -> Callable[[Tensor], Labeller]:
 #: name -> (what builds it for a frame's shape, seconds that building may take)
 PROVIDERS: dict[str, tuple[Callable[[Tensor], Labeller], float]] = {
     "fastscnn fp16 graph": (ours(torch.float16), 30),
+    **({"fastscnn fp16 graph, CUDA C++": (ours_with_cuda, 30)} if cuda.built() else {}),
     "fastscnn bf16 graph": (ours(torch.bfloat16), 30),
     "fastscnn fp32 graph": (ours(torch.float32), 30),
     "fastscnn fp16 eager": (ours_eager, 5),
