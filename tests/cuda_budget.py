@@ -56,7 +56,8 @@ def bottleneck(name: str, h: int, w: int, c: int, o: int, stride: int) -> Cost:
     return Cost(
         f"inverted_residual {name}", tiles * split, 2 * (h * w * c + oh * ow * o) + weights,
         tiles * (split * halo * c * 2 + weights) + partial,
-        tiles * hidden * (ceil(halo / 16) * 16 * c + pixels * out), tiles * 9 * hidden * pixels, split,
+        tiles * hidden * (ceil(halo / 16) * 16 * c + pixels * out),
+        tiles * 9 * hidden * pixels, split,
     )  # fmt: skip
 
 
