@@ -1,13 +1,13 @@
 // Bilinear to full size and argmax: scores to uint8 labels, optionally with their probability.
 //
 // A block owns kRows x kColumns target pixels. It first finds the best class of every source pixel
-// under its tile (kRun = 8 only). A thread then owns runs of kRun target pixels of a row. A run of 8
-// at scale <= 1/7 lies between 2 rows and 3 columns of scores. Where one class is best at all six, it
-// is best in between, to the last bit: w0 a + w1 b with fixed weights is monotone in a and b, in
-// floating point too (a + t (b - a) is not). The run is then a fill; the others are gathered and
-// done class by class, so that warps stay full.
-// Bound by bytes (1 label per pixel, K scores per source pixel) where maps are smooth, by
-// 3 K FMA-like operations per pixel where they are not.
+// under its tile (kRun = 8 only). A thread then owns runs of kRun target pixels of a row. A run of
+// 8 at scale <= 1/7 lies between 2 rows and 3 columns of scores. Where one class is best at all
+// six, it is best in between, to the last bit: w0 a + w1 b with fixed weights is monotone in a and
+// b, in floating point too (a + t (b - a) is not). The run is then a fill; the others are gathered
+// and done class by class, so that warps stay full.
+// Bound by bytes (1 label per pixel, K scores per source pixel) where maps are smooth, by 3 K
+// FMA-like operations per pixel where they are not.
 #pragma once
 
 #include "common.cuh"
@@ -32,7 +32,8 @@ __device__ __forceinline__ float2 axis_sample(int i, int in, int out, bool align
     const int step = align_corners ? max(out - 1, 1) : 2 * out;
     const int at = align_corners ? (out > 1 ? i * (in - 1) : 0) : max((2 * i + 1) * in - out, 0);
     const int low = min(at / step, in - 1);
-    return {static_cast<float>(low), static_cast<float>(at - low * step) / static_cast<float>(step)};
+    const float rest = static_cast<float>(at - low * step);
+    return {static_cast<float>(low), rest / static_cast<float>(step)};
 }
 
 template <class T>
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(ArgmaxHeadLayout::kThreads)
     const uint16_t* scores = p.scores + blockIdx.z * plane * p.classes;
 
     if (tid < L::kRows)
-        store_shared(axis + tid, axis_sample(min(row0 + tid, p.oh - 1), p.h, p.oh, p.align_corners));
+        store_shared(axis + tid,
+                     axis_sample(min(row0 + tid, p.oh - 1), p.h, p.oh, p.align_corners));
     else if (tid < L::kRows + L::kColumns)
         store_shared(axis + tid, axis_sample(min(column0 + tid - L::kRows, p.ow - 1), p.w, p.ow,
                                              p.align_corners));

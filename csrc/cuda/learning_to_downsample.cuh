@@ -1,12 +1,13 @@
 // Frame to 1/8 of its size: stem 3x3/2 -> DSConv/2 -> DSConv/2 in one kernel.
 //
 // A block owns kTileH x kTileW pixels of the result and walks back through their halos: the first
-// DSConv needs (2 kTileH + 1) x (2 kTileW + 1) pixels, the stem (4 kTileH + 3) x (4 kTileW + 3), the
-// frame (8 kTileH + 7) x (8 kTileW + 7). Each stage lies whole in shared memory, over what is done:
-//   frame -> patch            a thread per value: normalised, zero outside the frame
-//   patch -> stem             warps take 16 pixels x 32 channels; K is 3 rows of 9 values (3 taps x 3
-//                             colours lie side by side) and a zero weight, so that a fragment is a
-//                             word of the patch; weights stay in registers
+// DSConv needs (2 kTileH + 1) x (2 kTileW + 1) pixels, the stem (4 kTileH + 3) x (4 kTileW + 3),
+// the frame (8 kTileH + 7) x (8 kTileW + 7). Each stage lies whole in shared memory, over what is
+// done:
+//   frame -> patch            a thread per two values: normalised, zero outside the frame
+//   patch -> stem             warps take 16 pixels x 32 channels; K is 3 rows of 9 values (3 taps
+//                             x 3 colours lie side by side) and a zero weight, so that a fragment
+//                             is a word of the patch; weights stay in registers
 //   stem -> depthwise -> 1x1  twice, strips of pixels x 4 channels, then warps on 16 x 16 outputs
 // Zeros that pad the depthwise convolutions are written where a stage leaves its map.
 // Bound by shared memory and instruction issue; 10.5 MB pass through device memory at 1024x2048,
@@ -148,8 +149,8 @@ __global__ void __launch_bounds__(L::kThreads)
     }
     __syncthreads();
 
-    // Depthwise from a map of width `from_w` to `to_h` x `to_w` pixels; rows up to a whole tile of 16
-    // stay unwritten and feed only products that nobody keeps.
+    // Depthwise from a map of width `from_w` to `to_h` x `to_w` pixels; rows up to a whole tile of
+    // 16 stay unwritten and feed only products that nobody keeps.
     auto depthwise = [&](const uint16_t* from, auto channels, int from_w, int to_h, int to_w,
                          const uint16_t* taps, const float* bias, uint16_t* to) {
         constexpr int kC = decltype(channels)::value, kFrom = kC + kPad;

@@ -30,7 +30,7 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
-// --- Memory: global (read-only, plain, past L1) and shared ----------------------------------------
+// --- Memory: global (read-only, plain, past L1) and shared ---------------------------------------
 
 template <class V>
 __device__ __forceinline__ V load_global(const void* p) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ void store_shared(void* p, V v) {
 __device__ __forceinline__ int add_shared(int* p, int v) { return atomicAdd(p, v); }
 __device__ __forceinline__ int add_global(int* p, int v) { return atomicAdd(p, v); }
 
-// --- cp.async: 16 bytes to shared memory, complete after commit and wait ---------------------------
+// --- cp.async: 16 bytes to shared memory, complete after commit and wait -------------------------
 
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -87,7 +87,7 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// --- Tensor cores ---------------------------------------------------------------------------------
+// --- Tensor cores --------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices; lane 8 m + r gives the address of row r of matrix m.
 __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 #endif
 }
 
-// --- Two values in a word, the first in the low half -----------------------------------------------
+// --- Two values in a word, the first in the low half ---------------------------------------------
 
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t word) {

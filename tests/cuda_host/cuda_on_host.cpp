@@ -69,7 +69,7 @@ enum class State { kReady, kAtBarrier, kInWarp, kDone };
 struct Thread {
     Context context;
     State state;
-    int groups, done_groups;
+    int groups;
     std::vector<Copy> copies;
 };
 
@@ -211,7 +211,7 @@ void start_block(Block& b, int64_t linear) {
 #endif
     for (int i = 0; i < b.size; ++i) {
         Thread& t = b.threads[i];
-        t.state = State::kReady, t.groups = t.done_groups = 0, t.copies.clear();
+        t.state = State::kReady, t.groups = 0, t.copies.clear();
         t.context.prepare(b.stacks + kStack * i, thread_main);
         ++b.warps[i / kWarp].alive;
     }
@@ -342,8 +342,6 @@ void copy_async(void* shared, const void* global) {
 void commit_copies() { ++block->thread().groups; }
 
 void wait_copies(int pending) { complete(block->thread(), block->thread().groups - pending); }
-
-const Lane* exchange(const char* name, const Lane& mine) { return meet(name, mine).lanes; }
 
 const Product& product(const Lane& mine, bool bf16) {
     Round& round = meet("mma", mine);

@@ -1,4 +1,4 @@
-// CUDA kernels on the CPU, for tests: the names of csrc/cuda/{ptx,launch}.cuh, one fiber per thread.
+// CUDA kernels on the CPU, for tests: the names of csrc/cuda/{ptx,launch}.cuh, a fiber per thread.
 //
 // A block runs its threads one after the other, in an order that a seed decides; a fiber gives way
 // at barriers and warp collectives only. What a GPU does not check is checked here and thrown:
@@ -61,7 +61,6 @@ struct Lane {
 struct Product {
     float value[16][8];
 };
-const Lane* exchange(const char* name, const Lane& mine);
 const Product& product(const Lane& mine, bool bf16);
 
 float half_to_float(uint16_t bits);
