@@ -196,7 +196,6 @@ class _Graph:
         self._compute = compute
         self._graph: torch.cuda.CUDAGraph | None = None
         self.input = torch.empty_like(frames, memory_format=torch.contiguous_format)
-        self.input.copy_(frames)
         if frames.device.type == "cuda":
             with torch.cuda.device(frames.device):
                 pool_bytes = self._capture()

@@ -1,7 +1,9 @@
-"""Tile sizes: one literal table per operation, element size, GPU family and number of pixels.
+"""Tile sizes: one literal table by operation, element size and number of pixels.
 
-Chosen by a model of occupancy and traffic and checked by compiling for every family (no spills,
-limits kept); `bench/tune_triton.py` measures candidates on a GPU and prints rows for this table.
+Chosen by a model of occupancy and traffic, not measured yet; `bench/tune_triton.py` measures
+candidates on a GPU and prints rows for this table. Every GPU family from sm_80 to sm_120 takes the
+same tiles: they were compiled for each without spills and within its limits (74 kB of shared memory
+at most), and the depthwise part of a fused DSConv is computed once on all of them (see device.py).
 """
 
 from __future__ import annotations
