@@ -54,14 +54,30 @@ int candidates(const Corners& c, int classes, float slack, uint8_t* list) {
     return count;
 }
 
+// The corners' scores of the listed classes side by side, padded to whole vectors with zeros.
+struct Gathered {
+    float top_left[kMaxClasses + 8], top_right[kMaxClasses + 8];
+    float bottom_left[kMaxClasses + 8], bottom_right[kMaxClasses + 8];
+
+    void fill(const Corners& c, const uint8_t* list, int count) {
+        for (int i = 0; i < round_up(count, 8); ++i) {
+            const bool listed = i < count;
+            top_left[i] = listed ? c.top_left[list[i]] : 0.f;
+            top_right[i] = listed ? c.top_right[list[i]] : 0.f;
+            bottom_left[i] = listed ? c.bottom_left[list[i]] : 0.f;
+            bottom_right[i] = listed ? c.bottom_right[list[i]] : 0.f;
+        }
+    }
+};
+
 // One output row of one cell: pixels x .. end - 1, the listed classes only.
 template <bool kConfidence>
-void cell_row(const Corners& c, float w0, float w1, const AxisView& axis, int x, int end,
+void cell_row(const Gathered& c, float w0, float w1, const AxisView& axis, int x, int end,
               const uint8_t* list, int count, uint8_t* labels, float* confidence) {
-    float left[kMaxClasses], right[kMaxClasses];
-    for (int i = 0; i < count; ++i) {
-        left[i] = w0 * c.top_left[list[i]] + w1 * c.bottom_left[list[i]];
-        right[i] = w0 * c.top_right[list[i]] + w1 * c.bottom_right[list[i]];
+    float left[kMaxClasses + 8], right[kMaxClasses + 8];
+    for (int i = 0; i < count; i += 8) {
+        store(left + i, w0 * load<Vec8>(c.top_left + i) + w1 * load<Vec8>(c.bottom_left + i));
+        store(right + i, w0 * load<Vec8>(c.top_right + i) + w1 * load<Vec8>(c.bottom_right + i));
     }
     for (; x < end; x += 8) {
         const bool whole = x + 8 <= axis.out;
@@ -89,9 +105,9 @@ void cell_row(const Corners& c, float w0, float w1, const AxisView& axis, int x,
 
 }  // namespace
 
-// A unit is the output rows between two source rows worked on cell by cell. Bound
-// by the writes of the labels where one class wins a cell, else by two fused multiply-adds, a
-// comparison and two selections per class that may win and 8 pixels.
+// A unit is the output rows between two source rows, worked on cell by cell. Bound by the writes of
+// the labels where one class wins a cell, else by a multiplication, a multiply-add, a comparison
+// and two selections per class that may win and 8 pixels.
 void argmax_head(const ArgmaxHeadParams& p) {
     const int rows = p.y.in, cols = p.x.in, classes = p.classes;
     share(p, int64_t(p.batch) * rows, [&](int unit, int) {
@@ -112,16 +128,18 @@ void argmax_head(const ArgmaxHeadParams& p) {
                 list[0] = 0;
                 count = 1;
             }
+            Gathered g;
+            if (count > 1 || p.confidence) g.fill(c, list, count);
             for (int y = y_begin; y < y_end; ++y) {
                 uint8_t* labels = p.labels + image + int64_t(y) * p.x.out;
                 if (p.confidence) {
                     float* confidence = p.confidence + image + int64_t(y) * p.x.out;
-                    cell_row<true>(c, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
+                    cell_row<true>(g, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
                                    confidence);
                 } else if (count == 1) {
                     std::memset(labels + x, list[0], x_end - x);
                 } else {
-                    cell_row<false>(c, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
+                    cell_row<false>(g, p.y.w0[y], p.y.w1[y], p.x, x, x_end, list, count, labels,
                                     nullptr);
                 }
             }
