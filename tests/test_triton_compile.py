@@ -96,3 +96,17 @@ def test_dsconv_computes_the_depthwise_once(capability: int) -> None:
     assert launches[0].tensor_core
     assert launches[0].spill_bytes == 0
     check_multiply_adds(launches[0], "float16", str(capability))
+
+
+def test_fp32_is_ieee_on_blackwell() -> None:
+    """Where a dot is large enough for tcgen05, Triton would round fp32 operands to tf32."""
+    frame = torch.empty(1, 1024, 2048, 3, dtype=torch.uint8)
+    x = torch.empty(1, 128, 256, 128).permute(0, 3, 1, 2)
+    bias, square = torch.empty(128), torch.empty(128, 128, 1, 1)
+    with compile_only(100) as launches:
+        kernels.stem_conv(
+            frame, torch.empty(32, 3, 3, 3), torch.empty(32), mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        kernels.pointwise_conv(x, square, bias)
+        kernels.dsconv(x, torch.empty(128, 1, 3, 3), bias, square, bias)
+    assert [launch.tensor_core for launch in launches] == [False] * 3
