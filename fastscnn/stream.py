@@ -56,6 +56,8 @@ class _Lane:
             self._frame = torch.empty(shape, dtype=torch.uint8, device=engine.device)
             self._device_results: Results = {}
             self._host_results: Results = {}
+            with torch.cuda.device(engine.device):
+                self._computed.record()  # the first upload waits for earlier users of this memory
 
     def submit(self, frame: Tensor) -> None:
         self.busy = True
