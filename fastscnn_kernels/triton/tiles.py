@@ -41,8 +41,8 @@ TILES: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
         (ANY, Tile(1, 128, 64, 128, 8, 3)),
     ),
     ("pointwise_conv", "float"): (
-        (4096, Tile(1, 32, 16, 64, 4, 2)),
-        (ANY, Tile(1, 64, 16, 64, 4, 2)),
+        (4096, Tile(1, 32, 16, 64, 4, 3)),
+        (ANY, Tile(1, 64, 16, 64, 4, 3)),
     ),
     ("dsconv", "half"): ((ANY, Tile(8, 8, 32, 128, 4, 1)),),
     ("dsconv", "float"): ((ANY, Tile(8, 8, 16, 64, 4, 1)),),
