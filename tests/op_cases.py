@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Case:
-    """`make(dtype)` gives the arguments; `core` cases run in every dtype by default."""
+    """`make(dtype)` gives the arguments; `core` cases run in half precision by default."""
 
     op: str
     name: str

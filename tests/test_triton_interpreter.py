@@ -32,7 +32,7 @@ def run_interpreted(marks: str, pattern: str = "test_*.py") -> None:
 
 
 def test_kernels_interpreted() -> None:
-    """fp32 cases of every op, one case per op in fp16 and bf16, the network for every preset."""
+    """fp32 cases of every op, one case per op in fp16, the network for every preset."""
     run_interpreted("not slow")
 
 
