@@ -159,7 +159,9 @@ def pyramid_pool(
     bins = sorted(b for b in order if b)
     for b, weight, bias in zip(bins, branch_weights, branch_biases, strict=True):
         pooled = F.adaptive_avg_pool2d(x, b)
-        maps[b] = resize(pointwise_conv(pooled, weight, bias, activation="relu"), size, align_corners)
+        maps[b] = resize(
+            pointwise_conv(pooled, weight, bias, activation="relu"), size, align_corners
+        )
     y = torch.cat([maps[b] for b in order], dim=1)
     return F.relu(F.conv2d(y, join_weight, join_bias, padding=join_weight.shape[-1] // 2))
 
