@@ -1,4 +1,7 @@
-"""Markdown tables from the JSON of the CPU benchmarks: python bench/report.py FILE.json..."""
+"""Markdown tables from the JSON of the CPU benchmarks.
+
+`python bench/report.py FILE.json...` prints them; `--readme` renews the README's numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
 
 #: Operations of the paper's network at 1024x2048: (millions of multiply-adds, MB read and written
 #: where every fused operation reads its inputs and writes its output once).
@@ -50,13 +56,41 @@ def networks(entries: list[dict[str, Any]]) -> str:
     rows = []
     for (size, threads), row in cells.items():
         ours = median_ms(row["ours"])
-        quantiles = [row["ours"]["extra_info"][q] for q in ("q20_ms", "q80_ms")]
-        line = [size, str(threads), f"**{ours:.1f}** ({quantiles[0]:.1f}..{quantiles[1]:.1f})"]
+        info = row["ours"]["extra_info"]
+        line = [size, str(threads), f"**{ours:.1f}** ({info['q20_ms']:.1f}..{info['q80_ms']:.1f})"]
         for p in providers:
             ms = median_ms(row[p]) if p in row else None
             line.append("-" if ms is None else f"{ms:.1f} ({ms / ours:.2f}x)")
-        rows.append(line)
-    return table(["frame", "threads", "ours, ms (20..80 %)", *providers], rows)
+        rows.append([*line, f"{100 * info['agreement']:.2f} %"])
+    header = ["frame", "threads", "ours, ms (20..80 %)", *providers, "labels equal to torch"]
+    return table(header, rows)
+
+
+def readme_numbers() -> str:
+    """The README's block: the whole network on the CPU, from the committed results."""
+    files = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("cpu-*.json"))]
+    entries = [
+        e for f in files for e in f["benchmarks"] if e["extra_info"].get("kind") == "network"
+    ]
+    sources = "; ".join(
+        f"`bench/results/{p.name}`: {f['machine_info']['note']}, "
+        f"commit {f['commit_info']['id'][:7]}"
+        for p, f in zip(sorted(RESULTS.glob("cpu-*.json")), files, strict=True)
+    )
+    return (
+        "Frame in, labels out, fp32, seeded 19-class weights; medians of interleaved runs, and "
+        "in brackets\nhow many times our time that is. `eager` is the reference as a user first "
+        "runs it.\n\n"
+        f"{networks(entries)}\n\nMeasured in {sources}.\nRenew with `make bench` and "
+        "`python bench/report.py --readme`. No GPU figure has been measured yet.\n"
+    )
+
+
+def renew_readme() -> None:
+    text = README.read_text()
+    start, end = "<!-- numbers -->\n", "<!-- /numbers -->"
+    before, _, rest = text.partition(start)
+    README.write_text(before + start + readme_numbers() + end + rest.partition(end)[2])
 
 
 def operations(entry: dict[str, Any]) -> str:
@@ -98,4 +132,7 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["--readme"]:
+        renew_readme()
+    else:
+        main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -56,3 +57,13 @@ def test_paths_exist(document: Path) -> None:
     for name in named:
         if name.split("/")[0] in roots or "/" not in name:
             assert (ROOT / name).exists() or (document.parent / name).exists(), name
+
+
+def test_numbers_are_the_committed_results() -> None:
+    """The table is what `bench/report.py --readme` makes of the committed JSON."""
+    spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    assert report.readme_numbers() in (ROOT / "README.md").read_text()
