@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastscnn.cpu_runtime import CpuRuntime
 from fastscnn.engine import Engine
@@ -18,36 +20,63 @@ from fastscnn.segment import Size
 
 
 class _State:
-    """What the folded weights were made from, and whether it still is the same.
+    """What folded weights were made from, and whether it still is the same.
 
-    Asked before every fused call, so it walks flat lists (50 us) instead of the module tree.
+    Asked before every fused call, so it walks flat lists (under 100 us) instead of the tree.
     """
 
     def __init__(self, model: FastSCNN) -> None:
-        modules = list(model.modules())
+        self._inner = [m for m in model.modules() if m is not model]
+        modules = [model, *self._inner]
         self._children = [(m._modules, n, c) for m in modules for n, c in m._modules.items()]
         self._slots = [
             (table, name, tensor)
             for m in modules
             for table in (m._parameters, m._buffers)
             for name, tensor in table.items()
-            if tensor is not None and name != "num_batches_tracked"
+            if name != "num_batches_tracked"
         ]
-        self._versions = [_version(tensor) for _, _, tensor in self._slots]
+        self._tensors = [t for _, _, t in self._slots if t is not None]
+        #: Tensors made under inference_mode do not count their writes.
+        self._countable = not any(t.is_inference() for t in self._tensors)
+        self._versions = self._current_versions()
         self._fusion, self._zero_skip = model.feature_fusion, model.feature_fusion.zero_skip
 
     def unchanged(self) -> bool:
         """No tensor was written in place or replaced, no module was replaced."""
         return (
-            self._fusion.zero_skip == self._zero_skip
+            self._countable
+            and self._fusion.zero_skip == self._zero_skip
+            and self._current_versions() == self._versions
             and all(table.get(name) is tensor for table, name, tensor in self._slots)
-            and [_version(tensor) for _, _, tensor in self._slots] == self._versions
             and all(table.get(name) is child for table, name, child in self._children)
         )
 
+    def needs_reference(self) -> bool:
+        """An inner module is in training mode or has hooks, which only the reference runs."""
+        return any(m.training or m._forward_hooks or m._forward_pre_hooks for m in self._inner)
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+    def _current_versions(self) -> list[int]:
+        return [t._version for t in self._tensors] if self._countable else []
+
+
+class _Folded(NamedTuple):
+    """Folded weights in a runtime, what they were made from, and an engine per thread on a GPU."""
+
+    state: _State
+    runtime: Any
+    engines: threading.local
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether something watches or transforms the computation: then only torch's own will do."""
+    return (
+        type(x) is not Tensor
+        or torch.jit.is_tracing()
+        or _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 class FusedFastSCNN(FastSCNN):
@@ -56,47 +85,49 @@ class FusedFastSCNN(FastSCNN):
     Same parameters, same state dict, same results within rounding. In `eval()` and where no
     gradient is asked for (`torch.no_grad()`, `torch.inference_mode()`, or parameters that need
     none), `forward`, `scores`, `segment` and `probabilities` run fused: in C++ for float32 on the
-    CPU, in Triton and CUDA C++ on an NVIDIA GPU. Everywhere else (training, gradients, other
+    CPU, in Triton on an NVIDIA GPU, where `segment` replays one captured graph per shape.
+    Everywhere else (training, gradients, hooks on inner modules, traces and transforms, other
     dtypes on the CPU) they are the reference's own mathematics.
 
     Folded weights are derived data. They are renewed when a parameter or buffer changed
     (`optimizer.step()`, `load_state_dict`, in-place operations) and after `train()`, `eval()` and
-    `.to()`. A write through `.data` cannot be seen: call `refold()` after it. Hooks on inner
-    modules do not run in the fused path.
+    `.to()`. A write through `.data` cannot be seen: call `refold()` after it. The structure is
+    that of `config`; attributes of inner layers (eps, dilation) are not to be changed by hand.
     """
 
-    _runtime: Any = None
-    _state: _State | None = None
-    #: An engine for each thread that calls `segment` on a GPU; built with the folded weights.
-    _engines: Any = None
+    _folded: _Folded | None = None
 
     def refold(self) -> None:
         """Drops the folded weights; the next fused call folds anew."""
-        self._runtime = self._state = None
+        self._folded = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._runs_fused(x):
+        """Logits N x num_classes x H x W of a normalised N x 3 x H x W."""
+        runtime = self._runtime_for(x)
+        if runtime is None:
             return super().forward(x)
         check_input(x)
-        logits: Tensor = self._current_runtime().logits(x.to(self._dtype()))
+        logits: Tensor = runtime.logits(x.to(self._dtype()))
         return logits
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores at 1/8 of the input size, N x num_classes x h x w."""
-        if not self._runs_fused(x):
+        runtime = self._runtime_for(x)
+        if runtime is None:
             return super().scores(x)
         check_input(x)
-        scores: Tensor = self._current_runtime().scores(x.to(self._dtype()))
+        scores: Tensor = runtime.scores(x.to(self._dtype()))
         return scores
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W."""
         with torch.no_grad():
-            if not self._runs_fused(x):
+            runtime = self._runtime_for(x)
+            if runtime is None:
                 return super().probabilities(x)
             check_input(x)
             out = (x.shape[2], x.shape[3])
-            result: Tensor = self._current_runtime().probabilities(x.to(self._dtype()), out)
+            result: Tensor = runtime.probabilities(x.to(self._dtype()), out)
             return result
 
     def plan(self, size: Size, *, batch: int = 1) -> list[Row]:
@@ -106,39 +137,50 @@ class FusedFastSCNN(FastSCNN):
         return plan(self.config, self.num_classes, size, batch=batch, dtype=dtype)
 
     def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
-        if not self._runs_fused(frames):
+        runtime = self._runtime_for(frames)
+        if runtime is None:
             return super()._labels(frames, out, threads)
-        runtime = self._current_runtime()
         if frames.device.type == "cpu":
             labels: Tensor = runtime.labels(frames, out, threads)[0]
             return labels
-        if not hasattr(self._engines, "engine"):
-            self._engines.engine = Engine(self)
-        return self._engines.engine(frames, out)["labels"].clone()
+        folded = self._current()
+        if not hasattr(folded.engines, "engine"):
+            folded.engines.engine = Engine(self)
+        return folded.engines.engine(frames, out)["labels"].clone()
 
-    def _runs_fused(self, x: Tensor) -> bool:
+    def _runtime_for(self, x: Tensor) -> Any:
+        """What computes `x` fused, or None where the reference's mathematics are due."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}: expected a torch.Tensor N x 3 x H x W")
         weight = self.classifier.conv.weight
         if self.training or (x.device.type == "cpu" and weight.dtype != torch.float32):
-            return False
+            return None
         if x.device != weight.device or x.device.type not in ("cpu", "cuda"):
-            return False  # torch's own error or device support
+            return None  # torch's own error or device support
         wants_gradient = x.requires_grad or any(p.requires_grad for p in self.parameters())
-        return not (torch.is_grad_enabled() and wants_gradient)
-
-    def _current_runtime(self) -> Any:
+        if torch.is_grad_enabled() and wants_gradient:
+            return None
         if torch.compiler.is_compiling():  # registered operations, which a trace keeps whole
             return GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
-        if self._runtime is None or self._state is None or not self._state.unchanged():
-            self._runtime = self._build_runtime()
-            self._engines = threading.local()
-            self._state = _State(self)
-        return self._runtime
+        if _is_traced(x):
+            return None
+        folded = self._current()
+        return None if folded.state.needs_reference() else folded.runtime
+
+    def _current(self) -> _Folded:
+        """Folded weights that are not stale. One object, so that threads see all of it or none."""
+        folded = self._folded
+        if folded is None or not folded.state.unchanged():
+            state = _State(self)  # first: a write during the fold must not go unnoticed
+            folded = _Folded(state, self._build_runtime(), threading.local())
+            self._folded = folded
+        return folded
 
     def _build_runtime(self) -> Any:
-        folded = fold(self)
+        weights = fold(self)
         if self._device().type == "cpu":
-            return CpuRuntime(folded, self.config, self.num_classes)
-        return GpuRuntime(folded, self.config, self.num_classes, self._dtype())
+            return CpuRuntime(weights, self.config, self.num_classes)
+        return GpuRuntime(weights, self.config, self.num_classes, self._dtype())
 
     def train(self, mode: bool = True) -> FusedFastSCNN:
         self.refold()
@@ -152,5 +194,4 @@ class FusedFastSCNN(FastSCNN):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the parameters only."""
-        derived = ("_runtime", "_state", "_engines")
-        return {k: v for k, v in self.__dict__.items() if k not in derived}
+        return {k: v for k, v in self.__dict__.items() if k != "_folded"}

@@ -61,7 +61,7 @@ def runs_fused(model: FusedFastSCNN, x: torch.Tensor) -> bool:
     """Whether the last call built folded weights (a reference call leaves none)."""
     model.refold()
     model(x)
-    return model._runtime is not None
+    return model._folded is not None
 
 
 X = torch.linspace(-2, 2, 3 * 65 * 97).reshape(1, 3, 65, 97).sin()
@@ -131,6 +131,9 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
         m.classifier.conv, "bias", nn.Parameter(m.classifier.conv.bias + 1)
     ),
     "new module": lambda m: setattr(m.classifier, "conv", nn.Conv2d(128, 7, 1)),
+    "late bias": lambda m: setattr(
+        m.feature_fusion.low.conv, "bias", nn.Parameter(torch.ones(128))
+    ),
     ".data and eval()": lambda m: (m.classifier.conv.bias.data.add_(1), m.eval()),
     ".to(dtype) and back": lambda m: m.to(torch.float64).float(),
     "zero_skip": lambda m: setattr(m.feature_fusion, "zero_skip", True),
@@ -190,9 +193,9 @@ def test_copies_and_pickles_carry_parameters_only() -> None:
             pickle.loads(pickle.dumps(fused)),
             torch.load(buffer, weights_only=False),
         ]
-        assert fused._runtime is not None
+        assert fused._folded is not None
         for other in copies:
-            assert other._runtime is None
+            assert other._folded is None
             assert torch.equal(other(X), expected)
             other.classifier.conv.bias.add_(1)
             assert not torch.equal(other(X), expected)
@@ -284,11 +287,55 @@ def test_segment_on_a_gpu_replays_a_graph_and_is_never_stale() -> None:
     labels = fused.segment(frame)
     assert labels.device.type == "cpu"
     assert (labels != expected).float().mean() < 1e-3
-    engine = fused._engines.engine
+    engine = fused._folded.engines.engine
     assert torch.equal(fused.segment(frame.cuda()).cpu(), labels)
-    assert fused._engines.engine is engine
+    assert fused._folded.engines.engine is engine
     with ThreadPoolExecutor(3) as pool:
         assert all(torch.equal(y, labels) for y in pool.map(fused.segment, [frame] * 12))
     with torch.no_grad():
         fused.classifier.conv.bias[3] += 1000
     assert (fused.segment(frame) == 3).all()
+
+
+def test_what_only_the_reference_can_do() -> None:
+    """Inner modules in training mode, hooks, traces and transforms take the reference's path."""
+    reference, fused = pair()
+    with torch.no_grad():
+        fused(X)
+        fused.classifier.dropout.train()
+        assert not torch.equal(fused(X), fused(X))  # Monte Carlo dropout
+        fused.eval()
+        seen = []
+        hook = fused.classifier.dsconv1.register_forward_hook(lambda *a: seen.append(1))
+        fused(X)
+        assert seen
+        hook.remove()
+        exact = reference(X)
+        traced = torch.jit.trace(fused, X, check_trace=False)
+        torch.testing.assert_close(traced(X), exact, rtol=1e-4, atol=1e-4)
+        batched = torch.func.vmap(fused)(X[None])[0]
+        torch.testing.assert_close(batched, exact, rtol=1e-4, atol=1e-4)
+        mode = torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+        with mode:
+            assert fused(torch.empty(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+def test_writes_to_inference_tensors_are_seen() -> None:
+    with torch.inference_mode():
+        fused = FusedFastSCNN(7).eval()
+        before = fused(X)
+        fused.classifier.conv.bias.add_(3)
+        assert_same(fused(X), before.double() + 3)
+
+
+def test_threads_that_refold_do_not_collide() -> None:
+    _, fused = pair()
+    image = (torch.rand(40, 48, 3) * 255).byte()
+    expected = fused.segment(image)
+
+    def call(_: int) -> bool:
+        fused.eval()
+        return torch.equal(fused.segment(image), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(60)))
