@@ -30,7 +30,7 @@ from fastscnn.train_cli import add_evaluate_parser, add_train_parser
 from fastscnn.video import VideoReader, VideoWriter
 from fastscnn.visualize import legend
 
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,12 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as e:
         print(f"fastscnn: error: {_one_line(e)}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as e:
-        print(
-            f"fastscnn: error: out of GPU memory ({_one_line(e)}); use a smaller --size",
-            file=sys.stderr,
-        )
+    except RuntimeError as e:
+        if not _is_out_of_memory(e):
+            raise
+        print(f"fastscnn: error: {_one_line(e)}; use a smaller --size", file=sys.stderr)
         return 2
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch raises a plain RuntimeError where the CPU's memory does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _one_line(error: BaseException) -> str:
@@ -109,8 +113,8 @@ def _add_model_options(p: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 1024")
     return int(text)
 
 
@@ -184,6 +188,7 @@ class _Run:
         writers = {
             k: VideoWriter(t, reader.rate) for k, t in self._video_targets(job) if k != "labels"
         }
+        done = False
         try:
             for i, frame in enumerate(_bar(reader, job.source.name, reader.count or None)):
                 labels = self.labels(frame)
@@ -193,9 +198,14 @@ class _Run:
                         write_image(picture, target / f"{i:06d}.png")
                     else:
                         writers[kind].write(np.asarray(picture))
+            done = True
+        except KeyboardInterrupt:
+            done = True
+            print(f"{job.source}: the frames so far are kept", file=sys.stderr)
+            raise
         finally:
             for writer in writers.values():
-                writer.close()
+                writer.close(keep=done)
 
     def _video_targets(self, job: Job) -> Iterator[tuple[str, Path]]:
         for kind, target in job.targets.items():
@@ -223,8 +233,8 @@ def _segment(args: argparse.Namespace) -> int:
             try:
                 run.video(job) if job.is_video else run.image(job)
                 done += 1
-            except (ValueError, TypeError) as e:
-                if len(jobs) == 1:
+            except (*USER_ERRORS, RuntimeError) as e:
+                if len(jobs) == 1 or (isinstance(e, RuntimeError) and not _is_out_of_memory(e)):
                     raise
                 failed += 1
                 tqdm.write(f"fastscnn: error: {_one_line(e)}", file=sys.stderr)

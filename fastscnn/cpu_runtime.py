@@ -224,7 +224,7 @@ class _Plan:
 
     def _map(self, channels: int, h: int, w: int) -> int:
         """Address of a new map that lives as long as the plan."""
-        self._maps.append(torch.empty(self._shape[0] * h * w * channels))
+        self._maps.append(torch.empty(self._shape[0] * h * w * channels, dtype=torch.float32))
         return self._maps[-1].data_ptr()
 
     def _step(self, name: str, operation: Callable[..., None], *args: Any) -> Step:

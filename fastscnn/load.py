@@ -119,6 +119,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+        if place.type not in ("cpu", "cuda"):
+            raise NotImplementedError("there are no kernels for it")
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

@@ -44,12 +44,16 @@ def plan_jobs(inputs: Sequence[str], out: Path, kinds: Sequence[str], *, force: 
                 "kinds of output; give a folder"
             )
         jobs = [Job(sources[0], {kinds[0]: out})]
-        if jobs[0].is_video != (out.suffix.lower() in VIDEO_SUFFIXES):
-            kind = "a video" if jobs[0].is_video else "an image"
-            raise ValueError(f"-o {out}: the input {sources[0]} is {kind}; give a matching suffix")
+        _check_file(jobs[0], kinds[0], out)
     else:
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(f"-o {out} is a file; give a folder, or a name ending in .png")
         names = _unique_names(sources)
         jobs = [Job(s, {k: out / _target(s, n, k) for k in kinds}) for s, n in names]
+    inputs_too = {s.resolve() for s in sources}
+    for target in (t for job in jobs for t in job.targets.values()):
+        if target.resolve() in inputs_too:
+            raise ValueError(f"-o {out}: {target} is an input and would be overwritten")
     existing = [t for job in jobs for t in job.targets.values() if t.exists()]
     if existing and not force:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
@@ -57,10 +61,26 @@ def plan_jobs(inputs: Sequence[str], out: Path, kinds: Sequence[str], *, force: 
     return jobs
 
 
+def _check_file(job: Job, kind: str, out: Path) -> None:
+    """Whether one kind of output of one input can be written under the name `out`."""
+    suffix = out.suffix.lower()
+    if job.is_video:
+        if kind == "labels" or suffix != ".mp4":
+            raise ValueError(
+                f"-o {out}: a video becomes an .mp4, or with --labels a folder of pictures; "
+                "give an .mp4 name or a folder"
+            )
+    elif suffix in VIDEO_SUFFIXES or (kind == "labels" and suffix != ".png"):
+        expected = ".png" if kind == "labels" else "an image suffix"
+        raise ValueError(f"-o {out}: the input {job.source} is an image; expected {expected}")
+
+
 def _sources(inputs: Sequence[str]) -> list[Path]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found: list[Path] = []
     for text in inputs:
+        if not text:
+            raise ValueError("an input is empty: expected a file, a folder or a pattern")
         path = Path(text)
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in known and p.is_file())
@@ -70,12 +90,13 @@ def _sources(inputs: Sequence[str]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            files = sorted(Path(p) for p in glob.glob(text, recursive=True))
+            matches = sorted(Path(p) for p in glob.glob(text, recursive=True))
+            files = [p for p in matches if p.is_file()]
             if not files:
                 raise FileNotFoundError(
                     f"{text}: no such file or folder, and no match as a pattern"
                 )
-            found += [p for p in files if p.is_file()]
+            found += files
     return list(dict.fromkeys(found))
 
 
@@ -116,7 +137,7 @@ def render(
 def write_image(image: Image.Image, path: Path) -> None:
     """Writes to a temporary file beside `path`, then renames: never a half-written picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         image.save(temporary)
         os.replace(temporary, path)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastscnn.card import Card
 
 MIN_SIZE = 32
+MAX_SIZE = 32768
 Size = tuple[int, int]
 
 
@@ -48,6 +49,7 @@ class Segmenter:
 
         Raises TypeError or ValueError naming what was expected for anything else.
         """
+        self._check_call(threads)
         frames, restore = to_frames(frame, channels)
         out = (frames.shape[1], frames.shape[2])
         with torch.no_grad():
@@ -69,6 +71,15 @@ class Segmenter:
         with torch.no_grad():
             return torch.softmax(self(x).float(), dim=1)  # type: ignore[operator]
 
+    def _check_call(self, threads: int | None) -> None:
+        if self.training:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "segment needs eval mode: call model.eval() first (in training mode batch norm "
+                "would use, and change, this frame's statistics)"
+            )
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= 1024):
+            raise ValueError(f"threads={threads}: expected 1 to 1024, or None for torch's setting")
+
     def input_size(self, frame: Size, size: Size | None = None) -> Size:
         """(height, width) that the network sees for a frame of that size; see `segment`."""
         if size is None:
@@ -76,13 +87,25 @@ class Segmenter:
             if self.card is not None and self.card.size is not None:
                 scale = min(self.card.size) / min(frame)
                 size = (round(frame[0] * scale), round(frame[1] * scale))
-        if len(size) != 2 or min(size) < MIN_SIZE:
-            h, w = (max(int(s), MIN_SIZE) for s in (*size, 0, 0)[:2])
+                if max(size) > MAX_SIZE:
+                    raise ValueError(
+                        f"frame {frame[0]}x{frame[1]} would be scaled to {size[0]}x{size[1]}, the "
+                        f"working size of these weights: give a size with sides up to {MAX_SIZE}"
+                    )
+        if (
+            not isinstance(size, (tuple, list))
+            or len(size) != 2
+            or not all(isinstance(s, int) for s in size)
+        ):
+            raise TypeError(f"size={size!r}: expected (height, width), two whole numbers")
+        height, width = size
+        if not (MIN_SIZE <= height <= MAX_SIZE and MIN_SIZE <= width <= MAX_SIZE):
+            h, w = (min(max(s, MIN_SIZE), MAX_SIZE) for s in size)
             raise ValueError(
-                f"size {'x'.join(map(str, size))}: expected (height, width), both at least "
-                f"{MIN_SIZE}; use size=({h}, {w})"
+                f"size {height}x{width}: expected height and width of at least {MIN_SIZE} and at "
+                f"most {MAX_SIZE}; use ({h}, {w})"
             )
-        return int(size[0]), int(size[1])
+        return height, width
 
     def _normalize(self, frames: Tensor) -> Tensor:
         """uint8 N x H x W x 3 to normalised N x 3 x H x W in the model's dtype."""
@@ -115,8 +138,6 @@ class Segmenter:
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
     """Runs the body with that many torch threads; None leaves the setting alone."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads}: expected 1 or more, or None for torch's setting")
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.path, self.rate = path, rate
-        self._temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         self._container = _av().open(str(self._temporary), "w", format="mp4")
         self._stream: Any = None
 
@@ -65,12 +65,13 @@ class VideoWriter:
         picture = _av().VideoFrame.from_ndarray(np.ascontiguousarray(frame[:h, :w]), format="rgb24")
         self._container.mux(self._stream.encode(picture))
 
-    def close(self) -> None:
-        """Finishes the file with the frames written so far; removes it where there are none."""
-        if self._stream is not None:
+    def close(self, *, keep: bool = True) -> None:
+        """Finishes the file with the frames written so far; removes it if empty or not kept."""
+        keep = keep and self._stream is not None
+        if keep:
             self._container.mux(self._stream.encode())
         self._container.close()
-        if self._stream is None:
-            self._temporary.unlink(missing_ok=True)
-        else:
+        if keep:
             os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)

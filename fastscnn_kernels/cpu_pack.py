@@ -70,7 +70,7 @@ def nhwc(op: str, name: str, x: Tensor, channels: int | None = None) -> Tensor:
 
 def empty_nhwc(n: int, channels: int, h: int, w: int) -> Tensor:
     """Uninitialised N x C x H x W float32 tensor in channels_last memory."""
-    return torch.empty((n, h, w, channels)).permute(0, 3, 1, 2)
+    return torch.empty((n, h, w, channels), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
 def matrix(op: str, name: str, weight: Tensor, bias: Tensor, isa: str, kernel: int = 1) -> Any:

@@ -159,6 +159,13 @@ def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture
         (["segment", "PHOTO", "-o", "out", "--device", "cuda:7"], "cuda:7"),
         (["segment", "PHOTO", "-o", "out", "--device", "tpu"], "tpu"),
         (["segment", "PHOTO", "-o", "out", "--size", "16x64"], "16x64.*at least 32"),
+        (["segment", "PHOTO", "-o", "PHOTO", "--force"], "is an input"),
+        (["segment", "", "-o", "out"], "input is empty"),
+        (["segment", "../empt*", "-o", "out"], "no match"),
+        (["segment", "PHOTO", "-o", "x.mp4"], "is an image"),
+        (["segment", "PHOTO", "-o", "x.jpg", "--labels"], "expected .png"),
+        (["segment", "PHOTO", "-o", "out", "--size", "100000x64"], "at most 32768"),
+        (["segment", "PHOTO", "-o", "out", "--device", "meta"], "meta"),
         (["convert", "missing.pth", "x.safetensors"], "missing.pth"),
     ],
 )
@@ -228,6 +235,14 @@ def test_video_round_trip(tmp_path: Path) -> None:
     assert frames[0].shape == SCENE.shape
     assert len(list((out / "drive_labels").glob("*.png"))) == 5
     assert VideoReader(out / "drive_overlay.mp4").rate == 10
+    cut = tmp_path / "cut.mp4"
+    data = bytearray(source.read_bytes())
+    middle = data.index(b"mdat") + 8
+    data[middle : middle + 4000] = bytes(4000)  # the first pictures are gone
+    cut.write_bytes(data)
+    if main(["segment", str(cut), "-o", str(out), "--size", "64x96"]) == 2:
+        assert not (out / "cut_overlay.mp4").exists()
+    assert not list(out.glob(".*"))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     assert main(["segment", str(broken), "-o", str(out)]) == 2

@@ -184,3 +184,27 @@ def test_class_counts(count: int) -> None:
     labels = fused.segment(image)
     assert labels.max() < count
     assert (labels != reference.segment(image)).mean() < 0.005
+
+
+def test_segmenting_in_training_mode_is_refused() -> None:
+    model = FusedFastSCNN(3).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"model\.eval\(\)"):
+        model.segment(np.stack([frame(), frame()]))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [64, "64x64", (64.5, 64), (64,), (16, 64), (64, 10**6)])
+def test_bad_sizes(models: tuple[FastSCNN, ...], size: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"size.*expected"):
+        models[1].segment(frame(), size=size)
+
+
+def test_another_default_dtype_changes_nothing(models: tuple[FastSCNN, ...]) -> None:
+    expected = models[1].segment(frame(70, 99))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(models[1].segment(frame(70, 99)), expected)
+        assert np.array_equal(models[1].segment(frame(71, 99)), models[1].segment(frame(71, 99)))
+    finally:
+        torch.set_default_dtype(torch.float32)
