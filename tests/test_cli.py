@@ -256,7 +256,13 @@ def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
         Image.fromarray(SCENE).save(folder / f"{i:03}.png")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fastscnn", "segment", str(folder), "-o", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores SIGINT, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while len(list(out.glob("[0-9]*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
