@@ -1,5 +1,6 @@
 # make demo [IMAGE=photo.jpg]   set up and segment a photo (or a drawn scene) into out/
 # make test [DATA=dir]          set up and run the tests
+# make gpu                      GPU tests and benchmarks on a machine that has one
 # make gpu                      GPU tests, then GPU benchmarks, with the Python at hand
 PYTHON ?= python3
 VENV ?= .venv
@@ -44,7 +45,9 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml setup.py CMakeLists.txt $(S
 # On a machine with an NVIDIA GPU whose Python has torch and Triton; needs no network.
 GPU_PYTHON ?= python3
 gpu:
-	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	FASTSCNN_CUDA_ARCHS=$$($(GPU_PYTHON) -c "import torch; a, b = torch.cuda.get_device_capability(); \
+		print(f'{a}{b}' + {9: 'a', 10: 'f', 12: 'f'}.get(a, ''))") \
+		$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
 	$(GPU_PYTHON) -m pytest tests -m gpu
 	$(GPU_PYTHON) -m pytest bench/test_gpu.py --benchmark-only --benchmark-disable-gc \
 		--benchmark-json=bench/results/gpu.json
