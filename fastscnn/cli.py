@@ -26,7 +26,7 @@ from fastscnn.frames import read_image_noted
 from fastscnn.outputs import KINDS, Job, plan_jobs, render, write_image
 from fastscnn.plan import table
 from fastscnn.segment import Size
-from fastscnn.train_cli import add_evaluate_parser, add_train_parser
+from fastscnn.training.cli import add_evaluate_parser, add_train_parser
 from fastscnn.video import VideoReader, VideoWriter
 from fastscnn.visualize import legend
 

@@ -38,6 +38,24 @@ def test_one_direction(layer: str) -> None:
         assert ours <= ALLOWED[layer], f"{path} imports {ours - ALLOWED[layer]}"
 
 
+def test_inference_does_without_training() -> None:
+    """Of the modules beside fastscnn/training only the command line knows it."""
+    for path in sorted((ROOT / "fastscnn").glob("*.py")):
+        if path.name != "cli.py":
+            assert "fastscnn.training" not in path.read_text(), path
+
+
+def test_every_package_is_installed() -> None:
+    """A folder that pyproject.toml does not list is missing from a wheel, though not from here."""
+    text = (ROOT / "pyproject.toml").read_text()
+    for layer in ALLOWED:
+        for path in (ROOT / layer).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(ROOT).parts)
+            assert f'"{name}"' in text.partition("packages = ")[2].partition("\n")[0], name
+    assert '"fastscnn.training" = ["recipes/*.toml"]' in text
+    assert len(list((ROOT / "fastscnn/training/recipes").glob("*.toml"))) == 5
+
+
 def test_kernels_know_no_framework() -> None:
     """Only the bindings know Python; nothing under csrc knows torch."""
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from training_data import COLORS, draw_pair, write_folder, write_image_folders
 
-from fastscnn.augment import Augment, WindowAugment, center_crop, normalize
 from fastscnn.classes import CITYSCAPES_LABEL_IDS, IGNORE
-from fastscnn.data import class_shares, image_folders, open_data, scan
-from fastscnn.loading import Order, Samples, ahead
+from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
+from fastscnn.training.data import class_shares, image_folders, open_data, scan
+from fastscnn.training.loading import Order, Samples, ahead
 
 
 @pytest.fixture

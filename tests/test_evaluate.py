@@ -17,9 +17,9 @@ from training_data import (
 from fastscnn import CITYSCAPES, Classes, FusedFastSCNN
 from fastscnn.card import Card
 from fastscnn.checkpoints import save
-from fastscnn.data import open_data
-from fastscnn.evaluate import Result, confusion, evaluate
 from fastscnn.segment import torch_threads
+from fastscnn.training.data import open_data
+from fastscnn.training.evaluate import Result, confusion, evaluate
 
 
 def test_counts_are_those_of_torchmetrics() -> None:

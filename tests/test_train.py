@@ -28,7 +28,7 @@ from training_data import (
 
 from fastscnn import FusedFastSCNN, load
 from fastscnn.checkpoints import read_checkpoint
-from fastscnn.train import Trainer
+from fastscnn.training.train import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -282,7 +282,7 @@ def test_another_recipe_or_other_classes_are_refused(data: Path, tmp_path: Path)
 PROCESS = """
 import sys
 from pathlib import Path
-from fastscnn import distributed
+from fastscnn.training import distributed
 from training_data import tiny, trainer
 trainer(tiny(**eval(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2])).run()
 distributed.stop()
@@ -316,7 +316,7 @@ def test_a_batch_that_cannot_be_split_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="batch 9 is larger than the 8 training images"):
         trainer(tiny(batch=9), data, tmp_path / "run")
-    monkeypatch.setattr("fastscnn.distributed.world", lambda: 4)
+    monkeypatch.setattr("fastscnn.training.distributed.world", lambda: 4)
     with pytest.raises(ValueError, match="2 or more images each; use --batch 8"):
         trainer(tiny(batch=4), data, tmp_path / "run")
     monkeypatch.undo()

@@ -20,10 +20,10 @@ from training_data import (
 )
 
 from fastscnn import FastSCNN
-from fastscnn.losses import Losses
-from fastscnn.optimize import learning_rate, parameter_groups, update_average
-from fastscnn.recipe import Recipe
-from fastscnn.run_folder import RunFolder
+from fastscnn.training.losses import Losses
+from fastscnn.training.optimize import learning_rate, parameter_groups, update_average
+from fastscnn.training.recipe import Recipe
+from fastscnn.training.run_folder import RunFolder
 
 # Recipes
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastscnn.data import open_data
-from fastscnn.recipe import Recipe
 from fastscnn.segment import torch_threads
-from fastscnn.train import Options, Trainer
-from fastscnn.train_cli import add_evaluate_parser, add_train_parser
+from fastscnn.training.cli import add_evaluate_parser, add_train_parser
+from fastscnn.training.data import open_data
+from fastscnn.training.recipe import Recipe
+from fastscnn.training.train import Options, Trainer
 
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 

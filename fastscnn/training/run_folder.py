@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastscnn.formats import write_atomically
-from fastscnn.recipe import Recipe
+from fastscnn.training.recipe import Recipe
 
 STATE = "last.pth"
 BEST = "best.safetensors"

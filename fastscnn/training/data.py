@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fastscnn.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS, IGNORE, Classes
 from fastscnn.frames import IMAGE_SUFFIXES, ImageError, read_image
-from fastscnn.masks import MaskFormat
+from fastscnn.training.masks import MaskFormat
 
 _T = TypeVar("_T")
 

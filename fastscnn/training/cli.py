@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastscnn.recipe import Recipe
+from fastscnn.training.recipe import Recipe
 
 
 def add_train_parser(subparsers: Any) -> None:
@@ -95,9 +95,9 @@ def add_evaluate_parser(subparsers: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fastscnn import distributed
-    from fastscnn.data import image_folders, open_data
-    from fastscnn.train import Options, Trainer
+    from fastscnn.training import distributed
+    from fastscnn.training.data import image_folders, open_data
+    from fastscnn.training.train import Options, Trainer
 
     values = {f.name: getattr(args, f.name) for f in fields(Recipe)}
     changes = {k: _number(k, v) for k, v in values.items() if v is not None}
@@ -150,13 +150,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         return _curves(args)
     if args.data is None:
         raise ValueError("evaluate needs DATA, the folder of the data set (or --curves RUN ...)")
-    from fastscnn.data import open_data
-    from fastscnn.evaluate import evaluate
     from fastscnn.load import load
-    from fastscnn.loading import ahead
+    from fastscnn.training.data import open_data
+    from fastscnn.training.evaluate import evaluate
+    from fastscnn.training.loading import ahead
 
     if args.plot:
-        from fastscnn.plots import require_matplotlib
+        from fastscnn.training.plots import require_matplotlib
 
         require_matplotlib()
     if not 0 < args.input_scale <= 4:
@@ -199,7 +199,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**about, **result.to_dict()}, indent=1) + "\n", "utf-8")
     if args.plot:
-        from fastscnn.plots import plot_result
+        from fastscnn.training.plots import plot_result
 
         for path in plot_result(result, args.plot):
             print(f"written {path}")
@@ -207,7 +207,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _curves(args: argparse.Namespace) -> int:
-    from fastscnn.plots import plot_curves
+    from fastscnn.training.plots import plot_curves
 
     if args.plot is None:
         raise ValueError("--curves needs --plot DIR, the folder for the picture")

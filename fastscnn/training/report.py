@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastscnn.recipe import Recipe
+from fastscnn.training.recipe import Recipe
 
 #: How validation scores are called in print.
 _NAMES = {

@@ -17,18 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscnn import distributed
-from fastscnn.augment import normalize
 from fastscnn.card import Card
 from fastscnn.checkpoints import save
-from fastscnn.data import SegmentationData, check_bad
-from fastscnn.loading import Batch, Order, Samples, derive
-from fastscnn.losses import Losses
-from fastscnn.optimize import learning_rate, make_optimizer, parameter_groups, update_average
-from fastscnn.recipe import Recipe
-from fastscnn.run_folder import Board, RunFolder, size_on_disk
-from fastscnn.tasks import Score, make_task
-from fastscnn.train_report import Report, machine
+from fastscnn.training import distributed
+from fastscnn.training.augment import normalize
+from fastscnn.training.data import SegmentationData, check_bad
+from fastscnn.training.loading import Batch, Order, Samples, derive
+from fastscnn.training.losses import Losses
+from fastscnn.training.optimize import (
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    update_average,
+)
+from fastscnn.training.recipe import Recipe
+from fastscnn.training.report import Report, machine
+from fastscnn.training.run_folder import Board, RunFolder, size_on_disk
+from fastscnn.training.tasks import Score, make_task
 
 __all__ = ["Losses", "Options", "Recipe", "SegmentationData", "Trainer", "parameter_groups"]
 
@@ -200,7 +205,7 @@ class Trainer:
         if distributed.rank() == 0:
             self.folder.prepare(8 * size_on_disk(self.model) + 16_000_000)
             if self.options.plot:
-                from fastscnn.plots import require_matplotlib
+                from fastscnn.training.plots import require_matplotlib
 
                 require_matplotlib()
             state = self.folder.read_state(torch.device("cpu"))
@@ -365,7 +370,7 @@ class Trainer:
             self.folder.write_log(p.rows)
             self._board.add({k: v for k, v in row.items() if k not in ("epoch", "step")}, p.step)
             if self.options.plot and score is not None:
-                from fastscnn.plots import plot_curves
+                from fastscnn.training.plots import plot_curves
 
                 plot_curves(
                     [self.folder.path], self.folder.path / "curves.png", self.task.score_name

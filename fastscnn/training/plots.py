@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastscnn.evaluate import Result
 from fastscnn.formats import write_atomically
-from fastscnn.run_folder import read_log
+from fastscnn.training.evaluate import Result
+from fastscnn.training.run_folder import read_log
 
 
 def require_matplotlib() -> Any:

@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastscnn import distributed
-from fastscnn.augment import Augment, WindowAugment, center_crop, normalize
 from fastscnn.card import Card
 from fastscnn.config import FastSCNNConfig
-from fastscnn.data import ImageFolders, Scan, SegmentationData, check_bad, scan
-from fastscnn.evaluate import Result, evaluate
 from fastscnn.frames import ImageError
 from fastscnn.fused import FusedFastSCNN
 from fastscnn.load import load, load_backbone
-from fastscnn.loading import ahead
-from fastscnn.losses import ClassificationLoss, Losses
 from fastscnn.model import FastSCNNClassifier
 from fastscnn.outputs import write_image
-from fastscnn.recipe import Recipe
+from fastscnn.training import distributed
+from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
+from fastscnn.training.data import ImageFolders, Scan, SegmentationData, check_bad, scan
+from fastscnn.training.evaluate import Result, evaluate
+from fastscnn.training.loading import ahead
+from fastscnn.training.losses import ClassificationLoss, Losses
+from fastscnn.training.recipe import Recipe
 from fastscnn.visualize import overlay
 
 

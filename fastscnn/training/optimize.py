@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastscnn.recipe import Recipe
+from fastscnn.training.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscnn import distributed
 from fastscnn.classes import IGNORE
 from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.training import distributed
 
 
 class Losses(nn.Module):
