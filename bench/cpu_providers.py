@@ -106,7 +106,7 @@ def ncnn(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
 def ours(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
     """This project's C++ runtime."""
     runtime = CpuRuntime(fold(model), model.config, model.num_classes)
-    return lambda: runtime.labels(frame, threads=threads)[0]
+    return lambda: runtime.labels(frame, threads=threads)
 
 
 PROVIDERS = {

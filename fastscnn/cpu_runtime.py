@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ Step = tuple[str, Callable[[int], None]]
 class CpuRuntime:
     """Runs `fold(model)` in float32 on the CPU.
 
-    `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W. Every call returns
-    new tensors, and the result does not depend on `threads` (default: torch's setting). Weights are
+    `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W; either goes wherever
+    one is asked for. Every call returns new tensors, and the result does not depend on `threads` (default: torch's setting). Weights are
     packed once; the maps between the operations are allocated at the first frame of a size and kept
     for the last `max_sizes` sizes. A runtime may be shared by Python threads, which then take
     turns; several runtimes run in parallel.
@@ -49,50 +49,48 @@ class CpuRuntime:
         self._lock = threading.Lock()
 
     def labels(
-        self,
-        frame: Tensor,
-        out_size: Size | None = None,
-        threads: int | None = None,
-        confidence: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """uint8 labels N x H x W at `out_size` (default: the frame's) and, where asked for, the
-        float32 probability of each pixel's label, else None. `frame` may also be an `x`."""
-        with self._lock:
-            return cpu.argmax_head(
-                self._scores(frame, threads),
-                out_size or _size(frame),
-                align_corners=self.config.head_align_corners,
-                confidence=confidence,
-                threads=threads,
-                isa=self._isa,
-                workspace=self._workspace,
-            )
+        self, frame: Tensor, out_size: Size | None = None, threads: int | None = None
+    ) -> Tensor:
+        """uint8 labels N x H x W at `out_size` (default: the frame's)."""
+        return self.outputs(frame, ("labels",), out_size, threads)["labels"]
 
     def logits(self, x: Tensor, threads: int | None = None) -> Tensor:
-        """float32 logits N x num_classes x H x W at the size of `x` (or of a uint8 frame)."""
-        with self._lock:
-            return cpu.resize(
-                self._scores(x, threads),
-                _size(x),
-                self.config.head_align_corners,
-                threads=threads,
-                isa=self._isa,
-                workspace=self._workspace,
-            )
+        """float32 logits N x num_classes x H x W at the size of `x`."""
+        return self.outputs(x, ("logits",), None, threads)["logits"]
 
     def probabilities(
         self, x: Tensor, out_size: Size | None = None, threads: int | None = None
     ) -> Tensor:
         """float32 softmax probabilities N x num_classes x H x W."""
+        return self.outputs(x, ("probabilities",), out_size, threads)["probabilities"]
+
+    def outputs(
+        self,
+        x: Tensor,
+        names: Sequence[str],
+        out_size: Size | None = None,
+        threads: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Any of "labels", "confidence" (the float32 probability of each pixel's label),
+        "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`)."""
+        size, align = out_size or _size(x), self.config.head_align_corners
+        found: dict[str, Tensor] = {}
         with self._lock:
-            return cpu.softmax_head(
-                self._scores(x, threads),
-                out_size or _size(x),
-                align_corners=self.config.head_align_corners,
-                threads=threads,
-                isa=self._isa,
-                workspace=self._workspace,
-            )
+            scores = self._scores(x, threads)
+            how: Any = {"threads": threads, "isa": self._isa, "workspace": self._workspace}
+            if "labels" in names or "confidence" in names:
+                sure = "confidence" in names
+                labels, top = cpu.argmax_head(
+                    scores, size, align_corners=align, confidence=sure, **how
+                )
+                found["labels"] = labels
+                if top is not None:
+                    found["confidence"] = top
+            if "probabilities" in names:
+                found["probabilities"] = cpu.softmax_head(scores, size, align_corners=align, **how)
+            if "logits" in names:
+                found["logits"] = cpu.resize(scores, size, align, **how)
+        return {name: found[name] for name in names}
 
     def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""

@@ -182,8 +182,7 @@ class _Weights:
         elif self.device.type == "cpu":
             from fastscnn.cpu_runtime import CpuRuntime
 
-            runtime = CpuRuntime(folded, config, classes)
-            self.compute = lambda x, names, size: _cpu_outputs(runtime, x, names, size)
+            self.compute = CpuRuntime(folded, config, classes).outputs
         else:
             raise ValueError(f"the model is on {self.device}: expected the CPU or an NVIDIA GPU")
         self.version += 1
@@ -229,17 +228,3 @@ class _Graph:
             for name, t in self._compute(self.input).items():
                 self._results[name].copy_(t)
         return dict(self._results)
-
-
-def _cpu_outputs(runtime: Any, x: Tensor, names: tuple[str, ...], size: Size | None) -> Results:
-    """`GpuRuntime.outputs` on a `CpuRuntime`."""
-    found: Results = {}
-    if "labels" in names or "confidence" in names:
-        found["labels"], found["confidence"] = runtime.labels(
-            x, size, confidence="confidence" in names
-        )
-    if "probabilities" in names:
-        found["probabilities"] = runtime.probabilities(x, size)
-    if "logits" in names:
-        found["logits"] = runtime.logits(x)
-    return {name: found[name] for name in names}

@@ -141,7 +141,7 @@ class FusedFastSCNN(FastSCNN):
         if runtime is None:
             return super()._labels(frames, out, threads)
         if frames.device.type == "cpu":
-            labels: Tensor = runtime.labels(frames, out, threads)[0]
+            labels: Tensor = runtime.labels(frames, out, threads)
             return labels
         folded = self._current()
         if not hasattr(folded.engines, "engine"):

@@ -68,11 +68,10 @@ def test_every_preset(preset: str, size: tuple[int, int]) -> None:
     scale = exact.max() - exact.min()
     for given in (frame, x, x.contiguous()):
         assert (run.logits(given) - exact).abs().max() < 1e-4 * scale
-    labels, confidence = run.labels(frame, confidence=True)
-    assert_labels(labels, exact, margin=1e-4)
+    got = run.outputs(frame, ("labels", "confidence"))
+    assert_labels(got["labels"], exact, margin=1e-4)
     assert torch.allclose(run.probabilities(frame).double(), torch.softmax(exact, 1), atol=1e-4)
-    assert confidence is not None
-    assert torch.allclose(confidence.double(), torch.softmax(exact, 1).amax(1), atol=1e-4)
+    assert torch.allclose(got["confidence"].double(), torch.softmax(exact, 1).amax(1), atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -87,10 +86,11 @@ def test_instruction_sets_and_class_counts(classes: int, isa: str) -> None:
 
 def test_output_size() -> None:
     run, frame = runtime(network("paper")), frames(1, 64, 96)
-    labels, none = run.labels(frame, out_size=(31, 200))
-    assert labels.shape == (1, 31, 200)
-    assert none is None
-    assert run.probabilities(frame, out_size=(31, 200)).shape == (1, 19, 31, 200)
+    got = run.outputs(frame, ("labels", "probabilities", "logits"), (31, 200))
+    assert list(got) == ["labels", "probabilities", "logits"]
+    assert got["labels"].shape == (1, 31, 200)
+    assert got["probabilities"].shape == got["logits"].shape == (1, 19, 31, 200)
+    assert torch.equal(got["labels"], run.labels(frame, out_size=(31, 200)))
 
 
 @pytest.mark.parametrize("preset", ["paper", "mmseg", "segmentron"])
@@ -131,11 +131,11 @@ def test_runtimes_run_in_parallel_and_one_may_be_shared() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_goes_on_without_the_helper_threads() -> None:
     run, frame = runtime(network("paper")), frames(1, 64, 64)
-    expected = run.labels(frame, threads=2)[0]
+    expected = run.labels(frame, threads=2)
     child = os.fork()
     if child == 0:
         signal.alarm(30)
-        same = torch.equal(run.labels(frame, threads=2)[0], expected)
+        same = torch.equal(run.labels(frame, threads=2), expected)
         del run
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0

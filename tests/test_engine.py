@@ -79,6 +79,12 @@ def test_other_shapes_keep_their_own_buffers(model: FastSCNN) -> None:
     assert torch.equal(first, kept)
 
 
+def test_every_output_has_the_size_asked_for(model: FastSCNN) -> None:
+    engine = Engine(model, outputs=engine_module.OUTPUTS)
+    shapes = {name: t.shape[-2:] for name, t in engine(frames(1, 40, 48), (20, 30)).items()}
+    assert shapes == dict.fromkeys(engine_module.OUTPUTS, (20, 30))
+
+
 def test_least_recently_used_shape_goes(model: FastSCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     graph = engine_module._Graph
