@@ -24,10 +24,10 @@ class CpuRuntime:
     """Runs `fold(model)` in float32 on the CPU.
 
     `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W; either goes wherever
-    one is asked for. Every call returns new tensors, and the result does not depend on `threads` (default: torch's setting). Weights are
-    packed once; the maps between the operations are allocated at the first frame of a size and kept
-    for the last `max_sizes` sizes. A runtime may be shared by Python threads, which then take
-    turns; several runtimes run in parallel.
+    one is asked for. Every call returns new tensors, and the result does not depend on `threads`
+    (default: torch's setting). Weights are packed once; the maps between the operations are
+    allocated at the first frame of a size and kept for the last `max_sizes` sizes. A runtime may be
+    shared by Python threads, which then take turns; several runtimes run in parallel.
     """
 
     def __init__(
