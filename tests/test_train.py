@@ -135,9 +135,9 @@ def test_gradients_are_clipped(data: Path, tmp_path: Path) -> None:
     run = trainer(
         tiny(epochs=1, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0), data, tmp_path
     )
-    before = {k: v.clone() for k, v in run.model.named_parameters()}
+    before = {k: v.clone() for k, v in run.learner.model.named_parameters()}
     run._step(next(iter(run._batches()))[0])
-    moved = torch.cat([(p - before[k]).flatten() for k, p in run.model.named_parameters()])
+    moved = torch.cat([(p - before[k]).flatten() for k, p in run.learner.model.named_parameters()])
     assert float(moved.detach().norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
@@ -156,7 +156,7 @@ def test_pre_training_starts_a_segmentation(
     run = trainer(tiny(), data, tmp_path / "run", init=pre / "best.safetensors")
     name = "global_feature_extractor.ppm.join.conv.weight"
     trained = read_checkpoint(pre / "best.safetensors").state[name]
-    assert torch.equal(run.model.state_dict()[name], trained)
+    assert torch.equal(run.learner.model.state_dict()[name], trained)
     assert "fresh: feature_fusion" in run.init
     capsys.readouterr()
 
@@ -165,7 +165,7 @@ def test_fine_tuning_takes_the_last_layer_for_the_same_classes(data: Path, tmp_p
     trainer(tiny(epochs=1), data, tmp_path / "one").run()
     best = tmp_path / "one/best.safetensors"
     run = trainer(tiny(), data, tmp_path / "two", init=best)
-    own = run.model.state_dict()
+    own = run.learner.model.state_dict()
     assert all(torch.equal(own[k], v) for k, v in read_checkpoint(best).state.items())
 
 
@@ -377,7 +377,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(
     def poisoned(self: Trainer, batch: Any) -> None:
         if self.progress.step == 3:
             with torch.no_grad():
-                self.model.classifier.conv.bias[0] = float("nan")
+                self.learner.model.classifier.conv.bias[0] = float("nan")
         step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
@@ -399,7 +399,7 @@ def test_weights_that_are_not_numbers_are_never_saved(
         step(self, batch)
         if self.progress.step == 2:  # a finite loss with gradients that were not
             with torch.no_grad():
-                self.model.classifier.conv.bias[0] = float("inf")
+                self.learner.model.classifier.conv.bias[0] = float("inf")
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
     with pytest.raises(

@@ -6,38 +6,27 @@ was killed and continued ends with the same weights on a CPU as one that was not
 
 from __future__ import annotations
 
-import copy
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastscnn.card import Card
 from fastscnn.checkpoints import save
 from fastscnn.training import distributed
-from fastscnn.training.augment import normalize
-from fastscnn.training.data import SegmentationData, check_bad
+from fastscnn.training.data import check_bad
+from fastscnn.training.learner import Learner
 from fastscnn.training.loading import Batch, Order, Samples, derive
-from fastscnn.training.losses import Losses
-from fastscnn.training.optimize import (
-    learning_rate,
-    make_optimizer,
-    parameter_groups,
-    update_average,
-)
+from fastscnn.training.optimize import learning_rate
+from fastscnn.training.progress import Progress
 from fastscnn.training.recipe import Recipe
-from fastscnn.training.report import Report, machine
+from fastscnn.training.report import Report, commit, machine
 from fastscnn.training.run_folder import Board, RunFolder, size_on_disk
 from fastscnn.training.tasks import Score, make_task
-
-__all__ = ["Losses", "Options", "Recipe", "SegmentationData", "Trainer", "parameter_groups"]
-
-_AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -58,22 +47,6 @@ class Options:
     #: Draw `curves.png` after every validation.
     plot: bool = False
     quiet: bool = False
-
-
-@dataclass
-class _Progress:
-    """How far a run is; part of its state."""
-
-    step: int = 0
-    best: float = -1.0
-    #: Of the epoch under way: sum and number of the losses, seconds, and of these waiting for data.
-    loss_sum: float = 0.0
-    losses: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    total_seconds: float = 0.0
-    skipped: list[str] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -101,13 +74,11 @@ class Trainer:
         self.task = make_task(recipe, train, val, self.options.workers)
         self.order = self._order(len(self.task.train))
         self.init = "fresh weights" if init is None else self.task.initialise(init)
-        self.model = self._place(self.task.model)
-        self.losses = self._wrap(self.task.losses().to(self.device))
-        self.average = copy.deepcopy(self.model).eval() if recipe.ema else None
-        self.optimizer = make_optimizer(recipe, self.model)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.learner = Learner(
+            recipe, self.task.model, self.task.losses(), self.device, compile=self.options.compile
+        )
         self.folder = RunFolder(Path(folder))
-        self.progress = _Progress()
+        self.progress = Progress()
         self._unchecked: list[Tensor] = []
         self._board = Board(None)
         shown = distributed.rank() == 0 and not self.options.quiet
@@ -129,33 +100,14 @@ class Trainer:
             )
         return Order(count, r.batch, r.epochs, r.seed, distributed.rank(), world)
 
-    def _place(self, model: Any) -> Any:
-        if self.recipe.sync_bn:
-            if self.device.type != "cuda":
-                raise ValueError("sync_bn needs GPUs: leave it out on a CPU")
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return model.to(self.device, memory_format=torch.channels_last)
-
-    def _wrap(self, losses: nn.Module) -> nn.Module:
-        if self.options.compile:
-            losses = torch.compile(losses)  # type: ignore[assignment]
-        if distributed.world() == 1:
-            return losses
-        return nn.parallel.DistributedDataParallel(
-            losses,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            find_unused_parameters=self.recipe.zero_skip,
-        )
-
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.recipe.epochs * self.order.steps_per_epoch
 
-    @property
-    def deployed(self) -> nn.Module:
-        """The weights that are validated and kept: averaged ones if the recipe asks for them."""
-        return self.average or self.model
+    def _lr(self) -> float:
+        """Learning rate of the last step."""
+        return learning_rate(self.recipe, self.progress.step - 1, self.steps)
 
     # The run
 
@@ -167,15 +119,9 @@ class Trainer:
         try:
             for batch, waited, begin in self._batches():
                 self._step(batch)
-                p.step += 1
                 took = time.perf_counter() - begin
-                p.waited += waited
-                p.seconds += took
-                loss, lr = (
-                    p.loss_sum / max(1, p.losses),
-                    learning_rate(self.recipe, p.step - 1, self.steps),
-                )
-                self.report.step(p.step, loss, lr, took, waited)
+                p.count(took, waited)
+                self.report.step(p.step, p.loss, self._lr(), took, waited)
                 if p.step % self.order.steps_per_epoch == 0:
                     self._finish_epoch()
                 elif p.step % self.options.save_every == 0:
@@ -189,7 +135,7 @@ class Trainer:
         return p.best
 
     def _announce(self) -> None:
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = sum(p.numel() for p in self.learner.model.parameters())
         processes = f"{distributed.world()} process(es), {self.options.workers} workers each"
         self.report.plan(
             self.task.describe(),
@@ -203,7 +149,7 @@ class Trainer:
         """Resumes if there is something to resume; checks the folder before time is spent."""
         state = None
         if distributed.rank() == 0:
-            self.folder.prepare(8 * size_on_disk(self.model) + 16_000_000)
+            self.folder.prepare(8 * size_on_disk(self.learner.model) + 16_000_000)
             if self.options.plot:
                 from fastscnn.training.plots import require_matplotlib
 
@@ -222,7 +168,7 @@ class Trainer:
         samples = Samples(self.task.sample, len(self.task.train), derive(self.recipe.seed, 1))
         loader = samples.loader(self.order, self.options.workers, self.device)
         batches = iter(loader)
-        self._train_mode()
+        self.learner.train()
         while True:
             begin = time.perf_counter()
             batch = next(batches, None)
@@ -235,35 +181,9 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         """One step of the optimizer."""
-        r, config = self.recipe, self.model.config
-        torch.manual_seed(derive(r.seed, 2, self.progress.step, distributed.rank()))  # dropout
-        lr = learning_rate(r, self.progress.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        images = batch.images.to(self.device, non_blocking=True)
-        targets = batch.targets.to(self.device, non_blocking=True)
-        x = normalize(images, batch.factors, config.mean, config.std)
-        with torch.autocast(self.device.type, _AMP[r.amp], enabled=r.amp != "none"):
-            loss = self.losses(x, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if r.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), r.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            update_average(self.average, self.model, r.ema, self.progress.step)
-        self._unchecked.append(loss.detach())
+        self._unchecked.append(self.learner.step(batch, self.progress.step, self.steps))
         if self.device.type == "cpu" or len(self._unchecked) >= 10:  # reading a loss stops a GPU
             self._check_losses(self.progress.step)
-
-    def _train_mode(self) -> None:
-        self.model.train()
-        if self.recipe.freeze_bn:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     # Watching over it
 
@@ -281,8 +201,7 @@ class Trainer:
             self.progress.losses += 1
 
     def _check_weights(self) -> None:
-        finite = torch.stack([p.detach().isfinite().all() for p in self.model.parameters()])
-        if not bool(finite.all()):
+        if not self.learner.is_finite():
             step = self.progress.step - 1
             raise FloatingPointError(self._diverged("weights are no longer finite", step))
 
@@ -318,44 +237,19 @@ class Trainer:
         begin = time.perf_counter()
         score = None
         if epoch % r.val_every == 0 or epoch == r.epochs:
-            score = self._validate()
+            score = self.task.validate(self.learner.evaluated())
         if self.options.overlays_every and epoch % self.options.overlays_every == 0:
             self._draw(epoch)
-        p.total_seconds += p.seconds + time.perf_counter() - begin
-        row = self._row(epoch, score, time.perf_counter() - begin)
-        p.rows.append(row)
-        p.loss_sum, p.losses, p.seconds, p.waited = 0.0, 0, 0.0, 0.0
+        scores = {} if score is None else score.values
+        row = p.finish_epoch(epoch, r.batch, self._lr(), scores, time.perf_counter() - begin)
         self._write(row, score)
-        self._train_mode()
-
-    def _validate(self) -> Score:
-        distributed.share_buffers(self.model, self.average)
-        self.deployed.eval()
-        return self.task.validate(self.deployed)
+        self.learner.train()
 
     def _draw(self, epoch: int) -> None:
         if distributed.rank() == 0:
-            self.deployed.eval()
-            for _ in self.task.pictures(
-                self.deployed, self.folder.path / "overlays" / f"epoch_{epoch:04d}"
-            ):
+            folder = self.folder.path / "overlays" / f"epoch_{epoch:04d}"
+            for _ in self.task.pictures(self.learner.deployed.eval(), folder):
                 pass
-
-    def _row(self, epoch: int, score: Score | None, validation: float) -> dict[str, Any]:
-        p, r = self.progress, self.recipe
-        done = self.order.steps_per_epoch * r.batch
-        return {
-            "epoch": epoch,
-            "step": p.step,
-            "images": p.step * r.batch,
-            "lr": round(learning_rate(self.recipe, p.step - 1, self.steps), 6),
-            "loss": round(p.loss_sum / max(1, p.losses), 5),
-            **({} if score is None else {k: round(v, 5) for k, v in score.values.items()}),
-            "images_per_second": round(done / max(p.seconds, 1e-9), 2),
-            "data_wait": round(p.waited / max(p.seconds, 1e-9), 4),
-            "skipped": len(p.skipped),
-            "seconds": round(p.seconds + validation, 2),
-        }
 
     def _write(self, row: dict[str, Any], score: Score | None) -> None:
         """Best weights, state, log, curves and a line for the reader, in that order."""
@@ -365,16 +259,15 @@ class Trainer:
             p.best = score.best_by
         if distributed.rank() == 0:
             if better:
-                save(self.deployed, self.folder.best, self._card(row))  # type: ignore[arg-type]
+                save(self.learner.deployed, self.folder.best, self._card(row))  # type: ignore[arg-type]
             self._save()
             self.folder.write_log(p.rows)
             self._board.add({k: v for k, v in row.items() if k not in ("epoch", "step")}, p.step)
             if self.options.plot and score is not None:
                 from fastscnn.training.plots import plot_curves
 
-                plot_curves(
-                    [self.folder.path], self.folder.path / "curves.png", self.task.score_name
-                )
+                picture = self.folder.path / "curves.png"
+                plot_curves([self.folder.path], picture, self.task.score_name)
         values, unreadable = (score.values, score.unreadable) if score else ({}, 0)
         self.report.epoch(row, values, p.best, unreadable, p.total_seconds)
 
@@ -384,7 +277,7 @@ class Trainer:
             self.task.card(),
             recipe=self.recipe.to_dict(),
             epochs=row["epoch"],
-            commit=_commit(),
+            commit=commit(),
             metrics={"split": "val", **metrics},
             machine=machine(self.device),
             wall_time=round(self.progress.total_seconds, 1),
@@ -397,10 +290,7 @@ class Trainer:
             return
         self.folder.write_state(
             {
-                "model": self.model.state_dict(),
-                "average": None if self.average is None else self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
+                **self.learner.state(),
                 "progress": vars(self.progress),
                 "recipe": self.recipe.to_dict(),
                 "data": self._identity(),
@@ -418,22 +308,6 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.folder.check_same(state, self._identity(), self.recipe)
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = _Progress(**state["progress"])
+        self.learner.restore(state)
+        self.progress = Progress(**state["progress"])
         self.init = f"continued from epoch {self.progress.step / self.order.steps_per_epoch:.4g}"
-
-
-def _commit() -> str:
-    """The commit of this source tree, or nothing."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return found.stdout.strip()
