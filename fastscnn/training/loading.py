@@ -47,12 +47,23 @@ class Order(Sampler[list[tuple[int, int]]]):
     """(epoch, index) of each of this process's samples, batch by batch, for a whole run.
 
     Every epoch is a permutation that follows from (seed, epoch); what does not fill a batch is left
-    out. `batch` counts the samples of all processes together.
+    out. `batch` counts the samples of all processes together; raises ValueError where it does not
+    fit their number or `count`.
     """
 
     def __init__(
         self, count: int, batch: int, epochs: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
+        if count < batch:
+            raise ValueError(
+                f"batch {batch} is larger than the {count} training images; use a batch of at most "
+                f"{count}"
+            )
+        if batch % world or batch // world < 2:
+            raise ValueError(
+                f"batch {batch} for {world} processes: expected a multiple of {world}, with 2 or "
+                f"more images each; use --batch {max(2, round(batch / world)) * world}"
+            )
         self.count, self.batch, self.epochs, self.seed = count, batch, epochs, seed
         self.rank, self.world = rank, world
         self.first_step = 0

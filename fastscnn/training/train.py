@@ -72,7 +72,10 @@ class Trainer:
             torch.set_num_threads(self.options.threads)
         torch.manual_seed(recipe.seed)
         self.task = make_task(recipe, train, val, self.options.workers)
-        self.order = self._order(len(self.task.train))
+        self.order = Order(
+            len(self.task.train), recipe.batch, recipe.epochs, recipe.seed,
+            distributed.rank(), distributed.world(),
+        )  # fmt: skip
         self.init = "fresh weights" if init is None else self.task.initialise(init)
         self.learner = Learner(
             recipe, self.task.model, self.task.losses(), self.device, compile=self.options.compile
@@ -83,22 +86,6 @@ class Trainer:
         self._board = Board(None)
         shown = distributed.rank() == 0 and not self.options.quiet
         self.report = Report(recipe, self.order.steps_per_epoch, shown)
-
-    # Setting up
-
-    def _order(self, count: int) -> Order:
-        r, world = self.recipe, distributed.world()
-        if count < r.batch:
-            raise ValueError(
-                f"batch {r.batch} is larger than the {count} training images; use a batch of at "
-                f"most {count}"
-            )
-        if r.batch % world or r.batch // world < 2:
-            raise ValueError(
-                f"batch {r.batch} for {world} processes: expected a multiple of {world}, with 2 or "
-                f"more images each; use --batch {max(2, round(r.batch / world)) * world}"
-            )
-        return Order(count, r.batch, r.epochs, r.seed, distributed.rank(), world)
 
     @property
     def steps(self) -> int:
