@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastscnn.model import ConvBN, FastSCNN
+from fastscnn.blocks import ConvBN
+from fastscnn.model import FastSCNN
 
 
 class Conv(NamedTuple):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastscnn.blocks import ConvBN
 from fastscnn.config import FastSCNNConfig
 from fastscnn.fold import fold, fold_batch_norm
-from fastscnn.model import ConvBN, FastSCNN
+from fastscnn.model import FastSCNN
 
 
 @pytest.mark.parametrize(
