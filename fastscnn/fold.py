@@ -49,7 +49,8 @@ def fold(model: FastSCNN) -> dict[str, Conv]:
 
     Names are those of `model.named_modules()`: "learning_to_downsample.conv",
     "global_feature_extractor.bottleneck1.0.expand", ..., "classifier.conv". Auxiliary heads are
-    left out. With `zero_skip` the fusion's high branch folds to zeros.
+    left out. With `zero_skip` the fusion's high branch folds to zeros. A layer that was replaced by
+    one of another kind raises TypeError, save for nn.Identity in a batch norm's place.
     """
     folded: dict[str, Conv] = {}
     with torch.no_grad():
@@ -57,7 +58,7 @@ def fold(model: FastSCNN) -> dict[str, Conv]:
             if name.startswith("aux"):
                 continue
             if isinstance(module, ConvBN):
-                folded[name] = _fold_block(module)
+                folded[name] = _fold_block(name, module)
         last = model.classifier.conv
         folded["classifier.conv"] = Conv(last.weight.detach().clone(), _bias(last))
         if model.feature_fusion.zero_skip:
@@ -68,14 +69,25 @@ def fold(model: FastSCNN) -> dict[str, Conv]:
     return folded
 
 
-def _fold_block(block: ConvBN) -> Conv:
+def _fold_block(name: str, block: ConvBN) -> Conv:
     conv, bn = block.conv, block.bn
-    if bn is None:
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(_cannot_fold(f"{name} has conv of type {type(conv).__name__}"))
+    if bn is None or isinstance(bn, nn.Identity):
         return Conv(conv.weight.detach().clone(), _bias(conv))
-    assert bn.running_mean is not None
-    assert bn.running_var is not None
+    if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
+        raise TypeError(_cannot_fold(f"{name} has bn of type {type(bn).__name__}"))
+    if bn.running_mean is None or bn.running_var is None:
+        raise TypeError(_cannot_fold(f"{name} has bn without running statistics"))
     return fold_batch_norm(
         conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps
+    )
+
+
+def _cannot_fold(what: str) -> str:
+    return (
+        f"{what}: expected a Conv2d and a BatchNorm2d with running statistics; run a network of "
+        "another structure with fastscnn.load(..., fused=False) or as a FastSCNN"
     )
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastscnn import FusedFastSCNN, load
 from fastscnn.blocks import ConvBN
 from fastscnn.config import FastSCNNConfig
 from fastscnn.fold import fold, fold_batch_norm
@@ -54,3 +55,32 @@ def test_fold_leaves_the_model_alone() -> None:
         conv.weight.zero_()
         conv.bias.zero_()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_identity_is_no_batch_norm() -> None:
+    """As a user leaves it who has folded a model by hand, or fine-tunes without batch norm."""
+    torch.manual_seed(0)
+    model = load(None, num_classes=5)
+    assert isinstance(model, FusedFastSCNN)
+    model.feature_fusion.low.bn = nn.Identity()
+    x = model.preprocess(torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), FastSCNN.forward(model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "layer", "message"),
+    [
+        ("bn", nn.GroupNorm(4, 128), "bn of type GroupNorm"),
+        ("bn", nn.BatchNorm2d(128, track_running_stats=False), "bn without running statistics"),
+        ("conv", nn.Identity(), "conv of type Identity"),
+    ],
+    ids=["group norm", "no statistics", "no convolution"],
+)
+def test_a_layer_that_cannot_be_folded_is_named(part: str, layer: nn.Module, message: str) -> None:
+    model = load(None).eval()
+    setattr(model.feature_fusion.low, part, layer.eval())
+    x = torch.zeros(1, 3, 64, 96)
+    with torch.no_grad(), pytest.raises(TypeError, match=f"feature_fusion.low has {message}") as e:
+        model(x)
+    assert "fused=False" in str(e.value)
