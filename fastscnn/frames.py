@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +18,8 @@ class ImageError(ValueError):
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 RGB H x W x 3, EXIF rotation applied.
 
-    Grayscale, palette, RGBA (alpha dropped), CMYK and 16-bit files are converted.
+    Grayscale, palette, RGBA (alpha dropped), CMYK and 16-bit files are converted. Raises ImageError
+    for a file that cannot be read, and for floating-point pixels, which have no known white.
     """
     return read_image_noted(path)[0]
 
@@ -40,8 +42,17 @@ def read_image_noted(path: Path) -> tuple[np.ndarray, str | None]:
 
 
 def _to_rgb(im: Image.Image) -> Image.Image:
+    if im.mode == "F":
+        _refuse_range(im, "floating-point pixels")
     if im.mode.startswith("I;16") or im.mode == "I":  # Pillow's own convert would clip at 255
-        return Image.fromarray((np.asarray(im).astype(np.uint32) >> 8).astype(np.uint8)).convert(
-            "RGB"
-        )
+        deep = np.asarray(im)
+        if deep.min() < 0 or deep.max() > 65535:
+            _refuse_range(im, "pixels")
+        return Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     return im if im.mode == "RGB" else im.convert("RGB")
+
+
+def _refuse_range(im: Image.Image, what: str) -> NoReturn:
+    """Only 8 and 16 bits say which value is white."""
+    low, high = im.getextrema()
+    raise ValueError(f"{what} from {low:g} to {high:g}: save it with 8 or 16 bits a channel")

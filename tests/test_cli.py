@@ -136,6 +136,26 @@ def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "deep.png")[..., 1], deep >> 8)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.linspace(0, 1, 64 * 64, dtype=np.float32), "floating-point pixels from 0 to 1"),
+        (np.full(64 * 64, np.nan, np.float32), "floating-point pixels"),
+        (np.linspace(-5, 300000, 64 * 64).astype(np.int32), "pixels from -5 to 300000"),
+    ],
+    ids=["float", "nan", "32 bit"],
+)
+def test_pixels_without_a_known_white_are_refused(
+    tmp_path: Path, pixels: np.ndarray, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They used to come out black, or wrapped around."""
+    Image.fromarray(pixels.reshape(64, 64)).save(tmp_path / "depth.tif")
+    assert main(["segment", str(tmp_path / "depth.tif"), "-o", str(tmp_path / "out")]) == 2
+    message = error(capsys)
+    assert words in message
+    assert "8 or 16 bits" in message
+
+
 def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for d in ("a", "b"):
         (tmp_path / d).mkdir()
