@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -98,9 +99,31 @@ def openvino(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
 
 
 def ncnn(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
-    """ncnn, fp32."""
-    _need("ncnn")
-    raise Unavailable("the ncnn wheel has no converter for this graph")
+    """ncnn, fp32, of the trace that its own converter pnnx turns into a network. ncnn samples up to
+    full-size logits; the arg-max is torch's `max`, which is faster than its `argmax`."""
+    runtime, converter = _need("ncnn"), _need("pnnx")
+    config = model.config
+    x = reference.normalize(frame, config.mean, config.std).contiguous()
+    net = runtime.Net()
+    net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    with tempfile.TemporaryDirectory() as folder:
+        converter.export(model, f"{folder}/net.pt", inputs=x, check_trace=False, fp16=False)
+        if net.load_param(f"{folder}/net.ncnn.param") or net.load_model(f"{folder}/net.ncnn.bin"):
+            raise Unavailable("ncnn does not load what pnnx wrote")
+    mean, scale = [255 * m for m in config.mean], [1 / (255 * s) for s in config.std]
+    kind, (_, h, w, _) = runtime.Mat.PixelType.PIXEL_RGB, frame.shape
+
+    def run() -> Tensor:
+        torch.set_num_threads(threads)
+        pixels = runtime.Mat.from_pixels(frame[0].numpy(), kind, w, h)
+        pixels.substract_mean_normalize(mean, scale)
+        extractor = net.create_extractor()
+        extractor.input("in0", pixels)
+        logits = torch.from_numpy(extractor.extract("out0")[1].numpy())
+        return logits.max(0)[1].to(torch.uint8)[None]
+
+    return run
 
 
 def ours(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
