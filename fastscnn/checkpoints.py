@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscnn.card import MAX_CLASSES, Card
+from fastscnn.card import Card
 from fastscnn.config import FastSCNNConfig
 from fastscnn.formats import CheckpointError, read_tensors, write_atomically, write_tensors
-from fastscnn.layouts import LAYOUTS, Layout, Shape
+from fastscnn.info import shipped_weights
+from fastscnn.layouts import LAYOUTS, Layout
 from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.recognise import Match, recognise, refusal
 
 __all__ = ["Card", "Checkpoint", "CheckpointError", "convert", "read_checkpoint", "save"]
 
@@ -39,72 +41,6 @@ class Checkpoint:
         return f"{self.path}: {self.layout.title} checkpoint, {self.card.num_classes} classes"
 
 
-@dataclass(frozen=True)
-class Match:
-    """How the tensors of a file fit a layout; a perfect match has no faults."""
-
-    layout: Layout
-    config: FastSCNNConfig
-    num_classes: int
-    fitting: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    #: (key, found, expected) where the shapes differ.
-    reshaped: tuple[tuple[str, Shape, Shape], ...]
-
-    @property
-    def faults(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
-
-    def __str__(self) -> str:
-        parts = []
-        if self.missing:
-            parts.append(f"{len(self.missing)} keys missing (first: {self.missing[0]})")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected (first: {self.unexpected[0]})")
-        if self.reshaped:
-            key, found, expected = self.reshaped[0]
-            parts.append(
-                f"{len(self.reshaped)} of another shape (first: {key} is {list(found)}, "
-                f"expected {list(expected)})"
-            )
-        return ", ".join(parts)
-
-
-def match(layout: Layout, tensors: Mapping[str, Tensor], config: FastSCNNConfig) -> Match:
-    """Compare keys and shapes with what `layout` stores for a network of that config."""
-    last = tensors.get(layout.names([layout.last])[layout.last])
-    most = 255 if layout.net is FastSCNN else MAX_CLASSES
-    num_classes = 19 if last is None or not last.dim() else min(max(last.shape[0], 1), most)
-    shapes = layout.shapes(num_classes, config)
-    expected = {theirs: shapes[ours] for ours, theirs in layout.names(shapes).items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    return Match(
-        layout,
-        config,
-        num_classes,
-        fitting=sum(found.get(key) == shape for key, shape in expected.items()),
-        missing=tuple(
-            k for k in expected if k not in found and not k.endswith("num_batches_tracked")
-        ),
-        unexpected=tuple(k for k in found if k not in expected and not k.startswith(layout.aux)),
-        reshaped=tuple(
-            (k, found[k], shape)
-            for k, shape in expected.items()
-            if k in found and found[k] != shape
-        ),
-    )
-
-
-def recognise(tensors: Mapping[str, Tensor], own: FastSCNNConfig | None = None) -> Match:
-    """The best match among all layouts; `own` is the config that a card of ours names."""
-    matches = [
-        match(layout, tensors, layout.config if layout.table or own is None else own)
-        for layout in LAYOUTS.values()
-    ]
-    return min(matches, key=lambda m: (m.faults > 0, -m.fitting, m.faults))
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint of any known layout and format.
 
@@ -119,7 +55,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from None
     best = recognise(tensors, None if card is None else card.config)
     if best.faults:
-        raise CheckpointError(_refusal(path, best, has_card=card is not None))
+        raise CheckpointError(refusal(path, tensors, best, has_card=card is not None))
     layout = best.layout
     if card is None or layout.table:
         card = Card(best.config, best.num_classes, source=layout.name)
@@ -129,6 +65,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{best.num_classes}"
         )
     return Checkpoint(path, layout, _our_state(path, tensors, best), card)
+
+
+def find_checkpoint(weights: str | Path) -> Checkpoint:
+    """`read_checkpoint` of a path, or of the shipped checkpoint of that name."""
+    if isinstance(weights, str) and weights in shipped_weights():
+        return read_checkpoint(Path(__file__).parent / "weights" / f"{weights}.safetensors")
+    path = Path(weights).expanduser()
+    if not path.exists() and isinstance(weights, str):
+        raise FileNotFoundError(
+            f"no checkpoint {weights!r}: expected a path that exists, or one of the shipped names: "
+            f"{', '.join(shipped_weights()) or '(none in this installation)'}"
+        )
+    return read_checkpoint(path)
 
 
 def save(
@@ -141,7 +90,8 @@ def save(
 
     `card` is the model's own (`model.card`) or a bare one by default; config and class count are
     the model's. `dtype` (such as torch.float16) is that of the stored weights. Both files are
-    written atomically: there is never a half of one.
+    written atomically: there is never a half of one. Raises FileExistsError where the .json is the
+    card of a checkpoint of another suffix.
     """
     path = Path(path)
     layout = LAYOUTS["fastscnn" if isinstance(model, FastSCNN) else "fastscnn_classifier"]
@@ -152,6 +102,12 @@ def save(
             "give save(..., card=) with the model's class names"
         )
     known = replace(known, config=model.config, num_classes=model.num_classes)
+    beside = [path.with_suffix(s) for s in layout.suffixes if s != path.suffix.lower()]
+    for other in (p for p in beside if p.exists() and _has_another_card(path, known)):
+        raise FileExistsError(
+            f"{path.with_suffix('.json')} is the card of {other.name}, which that of {path.name} "
+            "would replace: give another name"
+        )
     _write_ours(path, layout, model.state_dict(), known, dtype)
 
 
@@ -165,18 +121,21 @@ def convert(
 ) -> Checkpoint:
     """Write a checkpoint under another implementation's names, or under ours with a card.
 
-    Auxiliary heads are left out. Raises CheckpointError where the layout `to` cannot express the
-    network, and FileExistsError where `out_path` exists unless `force`.
+    `in_path` is a file, or the name of a shipped checkpoint. Auxiliary heads are left out. Raises
+    CheckpointError where the layout `to` cannot express the network, and FileExistsError where
+    `out_path` or another card beside it exists unless `force`.
     """
     out_path = Path(out_path)
     layout = _layout_named(to)
     _check_suffix(out_path, layout)
-    outputs = [out_path] if layout.table else [out_path, out_path.with_suffix(".json")]
-    for existing in (p for p in outputs if p.exists() and not force):
-        raise FileExistsError(f"{existing} exists: use --force (force=True) to overwrite it")
-    source = read_checkpoint(in_path)
+    source = find_checkpoint(in_path)
     if source.layout.net is not layout.net:
         raise CheckpointError(f"{source.path} is a {source.layout.name} checkpoint, not {to}")
+    existing = [out_path] if out_path.exists() else []
+    if not layout.table and _has_another_card(out_path, source.card):
+        existing.append(out_path.with_suffix(".json"))
+    if existing and not force:
+        raise FileExistsError(f"{existing[0]} exists: use --force (force=True) to overwrite it")
     if not layout.table:
         _write_ours(out_path, layout, source.state, source.card, dtype)
         return source
@@ -196,18 +155,6 @@ def config_differences(one: FastSCNNConfig, other: FastSCNNConfig) -> list[str]:
     """Fields in which two networks compute differently, as "name 4, there 1"."""
     a, b = one.to_dict(), other.to_dict()
     return [f"{k} {a[k]}, there {b[k]}" for k in a if a[k] != b[k] and k not in TRAINING_ONLY]
-
-
-def _refusal(path: Path, best: Match, *, has_card: bool) -> str:
-    layout = best.layout
-    if not best.fitting:
-        near = f"knows none of its keys; compared with {layout.name}"
-    else:
-        near = f"nearest is {layout.name} ({layout.title})"
-    hint = ""
-    if not layout.table and not has_card:
-        hint = "; without a card the paper's config is assumed: write it with checkpoints.save"
-    return f"{path} fits no known layout; {near}: {best}{hint}"
 
 
 def _our_state(path: Path, tensors: Mapping[str, Tensor], best: Match) -> dict[str, Tensor]:
@@ -247,6 +194,12 @@ def _write_ours(
     wrapper = None if path.suffix.lower() == ".safetensors" else "model"
     write_tensors(path, _cast(state, dtype), card=text, wrapper=wrapper)
     write_atomically(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", "utf-8"))
+
+
+def _has_another_card(path: Path, card: Card) -> bool:
+    """Whether the .json beside a checkpoint exists and is not that card."""
+    beside = path.with_suffix(".json")
+    return beside.exists() and beside.read_bytes() != f"{card.to_json()}\n".encode()
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_info)
 
     p = commands.add_parser("convert", help="translate a checkpoint")
-    p.add_argument("source", type=Path, metavar="IN")
+    p.add_argument("source", metavar="IN", help="checkpoint file or shipped name")
     p.add_argument("target", type=Path, metavar="OUT")
     p.add_argument("--to", default="fastscnn", help="layout of OUT (default: our safetensors)")
     p.add_argument("--force", action="store_true", help="overwrite an existing file")

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from fastscnn.card import Card
-from fastscnn.checkpoints import Checkpoint, CheckpointError, config_differences, read_checkpoint
+from fastscnn.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    config_differences,
+    find_checkpoint,
+)
 from fastscnn.config import FastSCNNConfig
-from fastscnn.formats import check_readable
-from fastscnn.info import shipped_weights
 from fastscnn.model import Backbone, FastSCNN
-
-_WEIGHTS = Path(__file__).parent / "weights"
 
 
 def load(
@@ -46,7 +47,7 @@ def load(
         model = network(19 if num_classes is None else num_classes)
         model.card = Card(model.config, model.num_classes, source="fresh weights")
     else:
-        found = _find(weights)
+        found = find_checkpoint(weights)
         _check_classes(found, num_classes)
         model = network(found.card.num_classes, config=found.config)
         model.load_state_dict(found.state)
@@ -61,7 +62,7 @@ def load_backbone(model: Backbone, weights: str | Path) -> list[str]:
     learning to downsample and the global feature extractor. Returns the keys of the model that
     kept their values. Raises CheckpointError where the two networks compute differently.
     """
-    found = _find(weights)
+    found = find_checkpoint(weights)
     differ = config_differences(found.config, model.config)
     if differ:
         raise CheckpointError(
@@ -76,19 +77,6 @@ def load_backbone(model: Backbone, weights: str | Path) -> list[str]:
     }
     model.load_state_dict(usable, strict=False)
     return [key for key in own if key not in usable]
-
-
-def _find(weights: str | Path) -> Checkpoint:
-    if isinstance(weights, str) and weights in shipped_weights():
-        return read_checkpoint(_WEIGHTS / f"{weights}.safetensors")
-    path = Path(weights).expanduser()
-    if not path.exists() and isinstance(weights, str):
-        raise FileNotFoundError(
-            f"no checkpoint {weights!r}: expected a path that exists, or one of the shipped names: "
-            f"{', '.join(shipped_weights()) or '(none in this installation)'}"
-        )
-    check_readable(path)
-    return read_checkpoint(path)
 
 
 def _check_classes(found: Checkpoint, num_classes: int | None) -> None:

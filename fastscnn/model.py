@@ -1,6 +1,6 @@
 """The reference Fast-SCNN in plain PyTorch, in the order of the paper (Poudel et al. 2019).
 
-One class per box of the paper's Figure 1, built of `fastscnn.blocks`. Activations are N x C x H x W.
+One class per box of the paper's Figure 1, built of `blocks`. Activations are N x C x H x W.
 """
 
 from __future__ import annotations

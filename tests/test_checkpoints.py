@@ -357,6 +357,33 @@ def test_a_file_that_fits_nothing_is_refused_with_keys(tmp_path: Path, tramac: P
     assert "\n" not in message
 
 
+def test_a_file_of_another_network_is_told_by_its_own_keys(tmp_path: Path) -> None:
+    torch.save({f"features.{i}.weight": torch.zeros(3) for i in range(9)}, tmp_path / "vgg.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "vgg.pth")
+    message = str(caught.value)
+    assert "none of its 9 keys (features.0.weight, features.1.weight, ...) is known" in message
+    assert "classifier" not in message.partition("layouts:")[0]
+    assert "mmseg" in message
+
+
+def test_what_the_backbone_alone_fits_is_nearest_to_a_segmentation(tmp_path: Path) -> None:
+    state = FastSCNN(5).state_dict()
+    half = {k: v for k, v in state.items() if not k.startswith(("feature_fusion", "classifier"))}
+    torch.save(half, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match=r"nearest is fastscnn \("):
+        load(tmp_path / "half.pth")
+
+
+def test_more_classes_than_labels_hold_are_refused(tmp_path: Path, tramac: Path) -> None:
+    state = torch.load(tramac, weights_only=True)
+    state["classifier.conv.1.weight"] = torch.zeros(300, 128, 1, 1)
+    state["classifier.conv.1.bias"] = torch.zeros(300)
+    torch.save(state, tmp_path / "many.pth")
+    with pytest.raises(CheckpointError, match=r"many\.pth has 300 classes: expected at most 255"):
+        load(tmp_path / "many.pth")
+
+
 class Evil:
     """Pickles as an order to remove a folder."""
 
@@ -571,6 +598,34 @@ def test_convert_refuses_what_would_change_results(tmp_path: Path, tramac: Path)
     assert load(own, fused=False).config == PRESETS["tramac"]
     convert(own, tmp_path / "gluon.npz", to="gluoncv")
     assert load(tmp_path / "gluon.npz", fused=False).card.source == "gluoncv"
+
+
+def test_a_card_is_not_overwritten_by_another_checkpoints(tmp_path: Path) -> None:
+    """x.pth and x.safetensors have one x.json between them."""
+    card = tmp_path / "x.json"
+    save(FastSCNN(3), tmp_path / "x.pth", CARD)
+    before = card.read_text()
+    with pytest.raises(FileExistsError, match=r"x\.json is the card of x\.pth"):
+        save(FastSCNN(4), tmp_path / "x.safetensors")
+    save(FastSCNN(4), tmp_path / "other.safetensors")
+    with pytest.raises(FileExistsError, match=r"x\.json .*--force"):
+        convert(tmp_path / "other.safetensors", tmp_path / "x.safetensors")
+    assert card.read_text() == before
+    assert not (tmp_path / "x.safetensors").exists()
+    convert(tmp_path / "x.pth", tmp_path / "x.safetensors")  # the same card serves both
+    save(FastSCNN(3), tmp_path / "x.pth", CARD)
+    assert card.read_text() == before
+    convert(tmp_path / "other.safetensors", tmp_path / "x.safetensors", force=True)
+    assert json.loads(card.read_text())["num_classes"] == 4
+    save(FastSCNN(5), tmp_path / "other.safetensors")  # one's own card is replaced
+
+
+def test_shipped_weights_are_converted_by_name(tmp_path: Path) -> None:
+    convert("camvid", tmp_path / "theirs.pth")
+    ours, theirs = load("camvid", fused=False), load(tmp_path / "theirs.pth", fused=False)
+    assert theirs.card == ours.card
+    for key, value in ours.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], value), key
 
 
 def test_fine_tuning_takes_all_but_the_last_layer(tmp_path: Path, tramac: Path) -> None:
