@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -296,6 +297,36 @@ def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     for path in written:
         assert read_image(path).shape == SCENE.shape
     assert len(list(out.iterdir())) == len(written)
+
+
+@pytest.mark.parametrize("stub", ["safetensors", "tqdm"], ids=["package", "command line"])
+@pytest.mark.parametrize(
+    ("python", "as_command"),
+    [
+        (["-m", "fastscnn", "info"], True),
+        (["bin/fastscnn", "info"], True),
+        (["-c", "import fastscnn, fastscnn.cli"], False),
+    ],
+    ids=["-m", "script", "library"],
+)
+def test_ctrl_c_while_the_command_loads(
+    tmp_path: Path, stub: str, python: list[str], as_command: bool
+) -> None:
+    """The command ends quietly; a program that imports the package sees its own interrupt."""
+    (tmp_path / f"{stub}.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "bin").mkdir()
+    script = "import sys\nfrom fastscnn.__main__ import main\nsys.exit(main())\n"
+    (tmp_path / "bin" / "fastscnn").write_text(script)
+    process = subprocess.run(
+        [sys.executable, *python],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ("Traceback" in process.stderr) is not as_command
+    assert (process.returncode == 130) is as_command
 
 
 def test_street_photo(data_dir: Path, tmp_path: Path) -> None:
