@@ -1,6 +1,8 @@
-# make demo [IMAGE=photo.jpg]   set up and segment a photo (or a drawn scene) into out/
+# make demo [IMAGE=photo.jpg]   set up and segment a photo (or a drawn scene) into out/; what is
+#                               there already is replaced with FORCE=1 only
 # make test [DATA=dir]          set up and run the tests
-# make gpu                      GPU tests and benchmarks on a machine that has one
+# make lint                     ruff and mypy
+# make bench [DATA=dir]         CPU benchmarks on this machine
 # make gpu                      GPU tests, then GPU benchmarks, with the Python at hand
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,7 @@ DATA_OPTION := $(if $(DATA),--data $(DATA))
 
 demo: $(VENV)/.installed
 ifdef IMAGE
-	$(BIN)/fastscnn segment "$(IMAGE)" -o out --force
+	$(BIN)/fastscnn segment "$(IMAGE)" -o out$(if $(FORCE), --force)
 else
 	$(BIN)/fastscnn demo -o out
 endif

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import fastscnn
 from fastscnn.classes import Classes
 from fastscnn.demo import street_scene
 from fastscnn.frames import read_image_noted
-from fastscnn.outputs import KINDS, Job, plan_jobs, render, write_image
+from fastscnn.outputs import KINDS, FrameFolder, Job, plan_jobs, render, write_image
 from fastscnn.plan import table
 from fastscnn.segment import Size
 from fastscnn.training.cli import add_evaluate_parser, add_train_parser
@@ -185,19 +185,18 @@ class _Run:
 
     def video(self, job: Job) -> None:
         reader = VideoReader(job.source)
-        writers = {
-            k: VideoWriter(t, reader.rate) for k, t in self._video_targets(job) if k != "labels"
-        }
+        writers: dict[str, FrameFolder | VideoWriter] = {}
+        for kind, target in job.targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writers[kind] = (
+                FrameFolder(target) if kind == "labels" else VideoWriter(target, reader.rate)
+            )
         done = False
         try:
-            for i, frame in enumerate(_bar(reader, job.source.name, reader.count or None)):
+            for frame in _bar(reader, job.source.name, reader.count or None):
                 labels = self.labels(frame)
-                for kind, target in job.targets.items():
-                    picture = render(kind, frame, labels, self.classes, self.args.opacity)
-                    if kind == "labels":
-                        write_image(picture, target / f"{i:06d}.png")
-                    else:
-                        writers[kind].write(np.asarray(picture))
+                for kind, writer in writers.items():
+                    writer.write(render(kind, frame, labels, self.classes, self.args.opacity))
             done = True
         except KeyboardInterrupt:
             done = True
@@ -206,11 +205,6 @@ class _Run:
         finally:
             for writer in writers.values():
                 writer.close(keep=done)
-
-    def _video_targets(self, job: Job) -> Iterator[tuple[str, Path]]:
-        for kind, target in job.targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield kind, target
 
     def summary(self) -> str:
         fps = self.frames / self.seconds if self.seconds else 0.0

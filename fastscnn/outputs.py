@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +145,28 @@ def write_image(image: Image.Image, path: Path) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class FrameFolder:
+    """Pictures of a video as 000000.png, ...; they take an earlier run's place on `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary.mkdir()
+        self._count = 0
+
+    def write(self, picture: Image.Image) -> None:
+        """One more frame."""
+        picture.save(self._temporary / f"{self._count:06d}.png")
+        self._count += 1
+
+    def close(self, *, keep: bool = True) -> None:
+        """Puts the frames so far into the folder, unless there are none or they are not kept."""
+        if keep and self._count:
+            self.path.mkdir(exist_ok=True)
+            for old in self.path.glob("[0-9]" * 6 + "*.png"):
+                old.unlink()
+            for new in self._temporary.iterdir():
+                os.replace(new, self.path / new.name)
+        shutil.rmtree(self._temporary)

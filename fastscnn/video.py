@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"}
 
@@ -54,8 +55,9 @@ class VideoWriter:
         self._container = _av().open(str(self._temporary), "w", format="mp4")
         self._stream: Any = None
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray | Image.Image) -> None:
         """uint8 H x W x 3; odd sizes lose their last row or column (4:2:0 chroma)."""
+        frame = np.asarray(frame)
         h, w = (s - s % 2 for s in frame.shape[:2])
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self.rate)

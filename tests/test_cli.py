@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,45 @@ def test_video_round_trip(tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     assert main(["segment", str(broken), "-o", str(out)]) == 2
+
+
+def test_a_shorter_video_leaves_no_frames_of_a_longer_one(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    source, labels = tmp_path / "drive.mp4", tmp_path / "out" / "drive_labels"
+    options = ["-o", str(tmp_path / "out"), "--labels", "--size", "64x96", "--force"]
+    for count in (4, 2):
+        writer = VideoWriter(source, Fraction(10))
+        for i in range(count):
+            writer.write(np.roll(SCENE, 4 * i, axis=1))
+        writer.close()
+        assert main(["segment", str(source), *options]) == 0
+        labels.joinpath("notes.txt").touch()
+    assert sorted(p.name for p in labels.iterdir()) == ["000000.png", "000001.png", "notes.txt"]
+    source.write_bytes(b"broken")
+    assert main(["segment", str(source), *options]) == 2
+    assert len(list(labels.glob("*.png"))) == 2
+    assert not list(labels.parent.glob(".*"))
+
+
+def test_make_demo_overwrites_only_when_told() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+
+    def commands(*options: str) -> str:
+        argv = [make, "--dry-run", "demo", "IMAGE=a b.jpg", *options]
+        return subprocess.run(
+            argv, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+        ).stdout.splitlines()[-1]
+
+    assert commands().endswith('fastscnn segment "a b.jpg" -o out')
+    assert commands("FORCE=1").endswith("-o out --force")
+
+
+def test_convert_takes_shipped_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "camvid", str(tmp_path / "ours.pth")]) == 0
+    assert "camvid: fastscnn layout, 11 classes" in capsys.readouterr().out
+    assert fastscnn.load(tmp_path / "ours.pth").card == fastscnn.load().card
 
 
 def test_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
