@@ -57,8 +57,8 @@ def plan_jobs(inputs: Sequence[str], out: Path, kinds: Sequence[str], *, force: 
             raise ValueError(f"-o {out}: {target} is an input and would be overwritten")
     existing = [t for job in jobs for t in job.targets.values() if t.exists()]
     if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise FileExistsError(f"{existing[0]}{more} exist(s) already; --force overwrites")
+        more = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
+        raise FileExistsError(f"{existing[0]}{more} already; --force overwrites")
     return jobs
 
 

@@ -56,6 +56,14 @@ def test_every_package_is_installed() -> None:
     assert len(list((ROOT / "fastscnn/training/recipes").glob("*.toml"))) == 5
 
 
+def test_commits_are_checked_as_make_lint_does() -> None:
+    rule = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    linted = [line.strip().removeprefix("$(BIN)/") for line in rule.splitlines()[1:]]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text().splitlines()
+    entries = [x.strip().removeprefix("entry: ") for x in hooks if x.strip().startswith("entry:")]
+    assert entries == linted
+
+
 def test_kernels_know_no_framework() -> None:
     """Only the bindings know Python; nothing under csrc knows torch."""
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
