@@ -217,11 +217,18 @@ def test_fuzz() -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_any_thread_count_gives_the_same_bits(threads: int) -> None:
-    x = tensor(2, 64, 17, 50)
-    weights = (*dense(384, 64), *depthwise(384), *dense(64, 384))
-    one = cpu.inverted_residual(x, *weights, residual=True, threads=1)
-    assert torch.equal(one, cpu.inverted_residual(x, *weights, residual=True, threads=threads))
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 13), (35, 61)], ids=str)  # whole hidden map; bands of rows
+def test_any_thread_count_gives_the_same_bits(
+    size: tuple[int, int], stride: int, threads: int
+) -> None:
+    for batch in (1, 2):
+        x = tensor(batch, 64, *size)
+        weights = (*dense(384, 64), *depthwise(384), *dense(64, 384))
+        options: dict[str, Any] = {"stride": stride, "residual": stride == 1}
+        one = cpu.inverted_residual(x, *weights, **options, threads=1)
+        shared = cpu.inverted_residual(x, *weights, **options, threads=threads)
+        assert torch.equal(one, shared)
 
 
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
