@@ -47,10 +47,4 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml setup.py CMakeLists.txt $(S
 # On a machine with an NVIDIA GPU whose Python has torch and Triton; needs no network.
 GPU_PYTHON ?= python3
 gpu:
-	FASTSCNN_CUDA_ARCHS=$$($(GPU_PYTHON) -c "import torch; a, b = torch.cuda.get_device_capability(); \
-		print(f'{a}{b}' + {9: 'a', 10: 'f', 12: 'f'}.get(a, ''))") \
-		$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(GPU_PYTHON) -m pytest tests -m gpu
-	$(GPU_PYTHON) -m pytest bench/test_gpu.py --benchmark-only --benchmark-disable-gc \
-		--benchmark-json=bench/results/gpu.json
-	$(GPU_PYTHON) bench/gpu_table.py bench/results/gpu.json
+	$(GPU_PYTHON) bench/gpu_run.py $(DATA_OPTION) $(if $(COMMIT),--commit $(COMMIT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,4 +11,9 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--smoke", action="store_true", help="smallest sizes, one round: does it run?")
     parser.addoption("--compile", action="store_true", help="include torch.compile on the CPU")
-    parser.addoption("--data", type=Path, help="accepted as by the tests; not used here")
+    parser.addoption("--data", type=Path, help="folder with real frames; the CPU's need none")
+    parser.addoption("--seconds", type=float, default=400.0, help="for all of the GPU's groups")
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info["node"] = ""  # a host's name says nothing about its speed

@@ -14,10 +14,15 @@ Size = tuple[int, int]
 
 
 class _Graph:
-    """Nodes and weights under construction; every method appends and returns a name."""
+    """Nodes and weights under construction; every method appends and returns a name.
 
-    def __init__(self, folded: Mapping[str, Conv]) -> None:
+    `dtype` is that of the weights: float32 or float16.
+    """
+
+    def __init__(self, folded: Mapping[str, Conv], batch: int, dtype: type[np.floating]) -> None:
         self.folded = folded
+        self.batch = batch
+        self.dtype = dtype
         self.nodes: list = []
         self.weights: list = []
 
@@ -34,7 +39,7 @@ class _Graph:
     def conv(
         self, x: str, name: str, *, stride: int = 1, dilation: int = 1, relu: bool = True
     ) -> str:
-        weight, bias = (t.numpy() for t in self.folded[name])
+        weight, bias = (t.numpy().astype(self.dtype) for t in self.folded[name])
         out, inside, k, _ = weight.shape
         y = self.node(
             "Conv",
@@ -55,14 +60,14 @@ class _Graph:
             x,
             "",
             "",
-            self.constant(np.array([1, channels, *size], np.int64)),
+            self.constant(np.array([self.batch, channels, *size], np.int64)),
             mode="linear",
             coordinate_transformation_mode="half_pixel",
         )
 
     def pool(self, x: str, bins: int, size: Size) -> str:
         """Adaptive average pooling as two small matrix products: exact for every size."""
-        rows, cols = (_pooling_matrix(bins, n) for n in size)
+        rows, cols = (_pooling_matrix(bins, n).astype(self.dtype) for n in size)
         return self.node(
             "MatMul", self.constant(rows), self.node("MatMul", x, self.constant(cols.T))
         )
@@ -77,19 +82,31 @@ def _pooling_matrix(bins: int, size: int) -> np.ndarray:
 
 
 def build(
-    folded: Mapping[str, Conv], config: FastSCNNConfig, num_classes: int, size: Size
+    folded: Mapping[str, Conv],
+    config: FastSCNNConfig,
+    num_classes: int,
+    size: Size,
+    *,
+    batch: int = 1,
+    half: bool = False,
 ) -> ModelProto:
-    """The paper's network for one frame size, batch 1: `frame` 1 x H x W x 3 to `labels`."""
+    """The paper's network for frames of one size: uint8 `frame` N x H x W x 3 to `labels`.
+
+    `folded` holds float32 tensors on the CPU. `half` computes in float16 from the normalised frame
+    on, and takes the labels through float16 to uint8, as TensorRT casts to uint8 from floats only.
+    """
     if config != FastSCNNConfig.paper():
         raise ValueError("the comparison graph exists for the paper's config only")
-    g = _Graph(folded)
-    half = lambda s: ((s[0] + 1) // 2, (s[1] + 1) // 2)  # noqa: E731
-    high_size = half(half(half(size)))
-    low_size = half(half(high_size))
+    g = _Graph(folded, batch, np.float16 if half else np.float32)
+    halved = lambda s: ((s[0] + 1) // 2, (s[1] + 1) // 2)  # noqa: E731
+    high_size = halved(halved(halved(size)))
+    low_size = halved(halved(high_size))
 
     x = g.node("Cast", "frame", to=TensorProto.FLOAT)
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     x = g.node("Mul", g.node("Sub", x, g.constant(mean * 255)), g.constant(1 / (std * 255)))
+    if half:
+        x = g.node("Cast", x, to=TensorProto.FLOAT16)
     x = g.node("Transpose", x, perm=[0, 3, 1, 2])
     x = g.conv(x, "learning_to_downsample.conv", stride=2)
     for i in (1, 2):
@@ -122,13 +139,15 @@ def build(
     scores = g.conv(y, "classifier.conv", relu=False)
     logits = g.resize(scores, num_classes, size)
     best = g.node("ArgMax", logits, axis=1, keepdims=0)
+    if half:
+        best = g.node("Cast", best, to=TensorProto.FLOAT16)
     g.nodes.append(helper.make_node("Cast", [best], ["labels"], to=TensorProto.UINT8))
 
     graph = helper.make_graph(
         g.nodes,
         "fastscnn",
-        [helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, *size, 3])],
-        [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, *size])],
+        [helper.make_tensor_value_info("frame", TensorProto.UINT8, [batch, *size, 3])],
+        [helper.make_tensor_value_info("labels", TensorProto.UINT8, [batch, *size])],
         g.weights,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
