@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_providers import COMPILED, OURS, TORCH, Provider
@@ -51,6 +52,11 @@ class Layer:
         return (*ours, "torch")
 
 
+def labels_alone(scores: Any, size: Any, dtype: torch.dtype) -> op_cases.Inputs:
+    args, kwargs = op_cases.head(scores, size, False, dtype)
+    return args, {**kwargs, "confidence": False}
+
+
 def layers(scale: int) -> list[Layer]:
     """Layers of the paper's network at 1024x2048, each side divided by `scale`."""
 
@@ -84,8 +90,7 @@ def layers(scale: int) -> list[Layer]:
             lambda d: c.fusion((64, *s(128, 256)), (128, *s(32, 64)), False, d)),
         "classifier": ("dsconv", lambda d: c.separable((1, 128, *s(128, 256)), 128, d)),
         "scores": ("pointwise_conv", lambda d: c.pointwise((1, 128, *s(128, 256)), 19, d)),
-        "labels": (
-            "argmax_head", lambda d: c.head((1, 19, *s(128, 256)), s(1024, 2048), False, d)),
+        "labels": ("argmax_head", lambda d: labels_alone((1, 19, *s(128, 256)), s(1024, 2048), d)),
     }  # fmt: skip
     return [Layer(name, op, make) for name, (op, make) in made.items()]
 
