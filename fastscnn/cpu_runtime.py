@@ -43,6 +43,7 @@ class CpuRuntime:
         self.num_classes = num_classes
         self._isa = isa
         self._max_sizes = max_sizes
+        self.weight_bytes = sum(t.nbytes for conv in folded.values() for t in conv)
         self._weights = _Weights(folded, config, isa)
         self._workspace = extension.load().Workspace()
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()

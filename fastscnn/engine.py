@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastscnn.cpu_runtime import CpuRuntime
 from fastscnn.fold import fold
+from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import MIN_SIZE, FastSCNN
 from fastscnn.stream import overlapped
+from fastscnn_kernels import composition
 
 Size = tuple[int, int]
 Results = dict[str, Tensor]
@@ -30,14 +33,30 @@ class Engine:
     graphs.
 
     `outputs`: any of "labels" (uint8 N x H x W), "confidence" (float32 N x H x W), "probabilities"
-    (float32 N x K x H x W) and "logits" (the model's dtype, N x K x H x W).
+    (float32 N x K x H x W) and "logits" (the model's dtype, N x K x H x W). `kernels` on a GPU:
+    "auto" (CUDA C++ for its blocks where the extension has code for the GPU, Triton for the rest,
+    PyTorch's own operations where Triton cannot run), "triton" (alone) or "cuda" (RuntimeError
+    where CUDA C++ cannot take part).
     """
 
     def __init__(
-        self, model: FastSCNN, *, outputs: tuple[str, ...] = ("labels",), max_graphs: int = 8
+        self,
+        model: FastSCNN,
+        *,
+        outputs: tuple[str, ...] = ("labels",),
+        max_graphs: int = 8,
+        kernels: str = "auto",
     ) -> None:
-        self._weights = _Weights(model)
+        self._weights = _Weights(model, kernels)
         self._configure(outputs, max_graphs)
+
+    @classmethod
+    def of_runtime(cls, model: FastSCNN, runtime: Any) -> Engine:
+        """An engine for labels on the weights of `runtime`, which was built from `model`."""
+        engine = cls.__new__(cls)
+        engine._weights = _Weights(model, "auto", runtime)
+        engine._configure(("labels",), 8)
+        return engine
 
     def _configure(self, outputs: tuple[str, ...], max_graphs: int) -> None:
         unknown = sorted(set(outputs) - set(OUTPUTS))
@@ -69,12 +88,12 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes of the weights (shared by forks) and of each captured shape's buffers."""
         graphs = {key: graph.bytes for key, graph in self._graphs.items()}
-        total = self._weights.bytes + sum(graphs.values())
+        weights = self._weights.runtime.weight_bytes
         return {
-            "weights": self._weights.bytes,
+            "weights": weights,
             "graphs": sum(graphs.values()),
             "number_of_graphs": len(graphs),
-            "total": total,
+            "total": weights + sum(graphs.values()),
         }
 
     def __call__(self, frames: Tensor, size: Size | None = None) -> Results:
@@ -114,7 +133,7 @@ class Engine:
             return self._graphs[key]
         while len(self._graphs) >= self.max_graphs:
             self._graphs.popitem(last=False)
-        compute = self._weights.compute
+        compute = self._weights.runtime.outputs
         try:
             graph = _Graph(lambda x: compute(x, self.outputs, size), frames)
         except torch.OutOfMemoryError as error:
@@ -160,31 +179,37 @@ class Engine:
             )
 
 
-class _Weights:
-    """A model's folded weights on its device, shared by an engine and its forks."""
+def build_runtime(model: FastSCNN, kernels: str = "auto") -> Any:
+    """The folded weights of `model` in what runs them on its device, ready for any stream.
 
-    def __init__(self, model: FastSCNN) -> None:
-        self._model = model
+    `kernels` is for GPUs, see `Engine`; elsewhere it must be "auto".
+    """
+    parameter = next(model.parameters())
+    device = parameter.device
+    if device.type == "cuda":
+        ops = composition.on(device, kernels)
+        runtime = GpuRuntime(fold(model), model.config, model.num_classes, parameter.dtype, ops=ops)
+        torch.cuda.current_stream(device).synchronize()
+        return runtime
+    if kernels != "auto":
+        raise ValueError(f"kernels={kernels!r}: the model is on {device}, expected an NVIDIA GPU")
+    if device.type != "cpu":
+        raise ValueError(f"the model is on {device}: expected the CPU or an NVIDIA GPU")
+    return CpuRuntime(fold(model), model.config, model.num_classes)
+
+
+class _Weights:
+    """A model's folded weights in a runtime, shared by an engine and its forks."""
+
+    def __init__(self, model: FastSCNN, kernels: str, runtime: Any = None) -> None:
+        self._model, self._kernels = model, kernels
         self.version = 0
-        self.fold()
+        self.runtime = runtime or build_runtime(model, kernels)
+        self.device = next(model.parameters()).device
 
     def fold(self) -> None:
-        parameter = next(self._model.parameters())
-        self.device, dtype = parameter.device, parameter.dtype
-        folded = fold(self._model)
-        config, classes = self._model.config, self._model.num_classes
-        self.bytes = sum(t.numel() * t.element_size() for conv in folded.values() for t in conv)
-        self.compute: Callable[[Tensor, tuple[str, ...], Size | None], Results]
-        if self.device.type == "cuda":
-            from fastscnn.gpu_runtime import GpuRuntime
-
-            self.compute = GpuRuntime(folded, config, classes, dtype).outputs
-        elif self.device.type == "cpu":
-            from fastscnn.cpu_runtime import CpuRuntime
-
-            self.compute = CpuRuntime(folded, config, classes).outputs
-        else:
-            raise ValueError(f"the model is on {self.device}: expected the CPU or an NVIDIA GPU")
+        self.runtime = build_runtime(self._model, self._kernels)
+        self.device = next(self._model.parameters()).device
         self.version += 1
 
 

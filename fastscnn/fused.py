@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.engine import Engine
+from fastscnn.engine import Engine, build_runtime
 from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN, check_input
 from fastscnn.plan import Row, plan
 from fastscnn.segment import Size
+from fastscnn_kernels import composition
 
 
 class _State:
@@ -63,9 +63,16 @@ class _State:
 class _Folded(NamedTuple):
     """Folded weights in a runtime, what they were made from, and an engine per thread on a GPU."""
 
-    state: _State
     runtime: Any
-    engines: threading.local
+    state: Any = None  # as in a trace, whose weights are folded in it
+    engines: Any = None
+
+    def engine(self, model: FastSCNN) -> Engine:
+        """The calling thread's."""
+        if not hasattr(self.engines, "engine"):
+            self.engines.engine = Engine.of_runtime(model, self.runtime)
+        engine: Engine = self.engines.engine
+        return engine
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -85,7 +92,8 @@ class FusedFastSCNN(FastSCNN):
     Same parameters, same state dict, same results within rounding. In `eval()` and where no
     gradient is asked for (`torch.no_grad()`, `torch.inference_mode()`, or parameters that need
     none), `forward`, `scores`, `segment` and `probabilities` run fused: in C++ for float32 on the
-    CPU, in Triton on an NVIDIA GPU, where `segment` replays one captured graph per shape.
+    CPU, in CUDA C++ and Triton (`fastscnn info` says which) on an NVIDIA GPU, where `segment`
+    replays one captured graph per shape.
     Everywhere else (training, gradients, hooks on inner modules, traces and transforms, other
     dtypes on the CPU) they are the reference's own mathematics.
 
@@ -103,52 +111,50 @@ class FusedFastSCNN(FastSCNN):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits N x num_classes x H x W of a normalised N x 3 x H x W."""
-        runtime = self._runtime_for(x)
-        if runtime is None:
+        folded = self._folded_for(x)
+        if folded is None:
             return super().forward(x)
         check_input(x)
-        logits: Tensor = runtime.logits(x.to(self._dtype()))
+        logits: Tensor = folded.runtime.logits(x.to(self._dtype()))
         return logits
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores at 1/8 of the input size, N x num_classes x h x w."""
-        runtime = self._runtime_for(x)
-        if runtime is None:
+        folded = self._folded_for(x)
+        if folded is None:
             return super().scores(x)
         check_input(x)
-        scores: Tensor = runtime.scores(x.to(self._dtype()))
+        scores: Tensor = folded.runtime.scores(x.to(self._dtype()))
         return scores
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W."""
         with torch.no_grad():
-            runtime = self._runtime_for(x)
-            if runtime is None:
+            folded = self._folded_for(x)
+            if folded is None:
                 return super().probabilities(x)
             check_input(x)
-            out = (x.shape[2], x.shape[3])
-            result: Tensor = runtime.probabilities(x.to(self._dtype()), out)
+            result: Tensor = folded.runtime.probabilities(x.to(self._dtype()))
             return result
 
     def plan(self, size: Size, *, batch: int = 1) -> list[Row]:
         """What a batch of frames of `size` costs on a GPU: a row per kernel, nothing is run."""
-        size = self.input_size(size, size)
-        dtype = self._dtype() if self._device().type == "cuda" else torch.float16
-        return plan(self.config, self.num_classes, size, batch=batch, dtype=dtype)
+        size, device = self.input_size(size, size), self._device()
+        on_gpu = device.type == "cuda"
+        dtype = self._dtype() if on_gpu else torch.float16
+        ops = composition.on(device) if on_gpu else composition.assumed()
+        return plan(self.config, self.num_classes, size, batch=batch, dtype=dtype, ops=ops)
 
     def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
-        runtime = self._runtime_for(frames)
-        if runtime is None:
+        folded = self._folded_for(frames)
+        if folded is None:
             return super()._labels(frames, out, threads)
-        if frames.device.type == "cpu":
-            labels: Tensor = runtime.labels(frames, out, threads)
-            return labels
-        folded = self._current()
-        if not hasattr(folded.engines, "engine"):
-            folded.engines.engine = Engine(self)
-        return folded.engines.engine(frames, out)["labels"].clone()
+        if frames.device.type == "cuda":
+            return folded.engine(self)(frames, out)["labels"].clone()
+        labels: Tensor = folded.runtime.labels(frames, out, threads)
+        return labels
 
-    def _runtime_for(self, x: Tensor) -> Any:
+    def _folded_for(self, x: Tensor) -> _Folded | None:
         """What computes `x` fused, or None where the reference's mathematics are due."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}: expected a torch.Tensor N x 3 x H x W")
@@ -161,26 +167,21 @@ class FusedFastSCNN(FastSCNN):
         if torch.is_grad_enabled() and wants_gradient:
             return None
         if torch.compiler.is_compiling():  # registered operations, which a trace keeps whole
-            return GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
+            runtime = GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
+            return _Folded(runtime)
         if _is_traced(x):
             return None
         folded = self._current()
-        return None if folded.state.needs_reference() else folded.runtime
+        return None if folded.state.needs_reference() else folded
 
     def _current(self) -> _Folded:
         """Folded weights that are not stale. One object, so that threads see all of it or none."""
         folded = self._folded
         if folded is None or not folded.state.unchanged():
             state = _State(self)  # first: a write during the fold must not go unnoticed
-            folded = _Folded(state, self._build_runtime(), threading.local())
+            folded = _Folded(build_runtime(self), state, threading.local())
             self._folded = folded
         return folded
-
-    def _build_runtime(self) -> Any:
-        weights = fold(self)
-        if self._device().type == "cpu":
-            return CpuRuntime(weights, self.config, self.num_classes)
-        return GpuRuntime(weights, self.config, self.num_classes, self._dtype())
 
     def train(self, mode: bool = True) -> FusedFastSCNN:
         self.refold()

@@ -12,6 +12,7 @@ import fastscnn_kernels
 from fastscnn.config import FastSCNNConfig
 from fastscnn.fold import Conv
 from fastscnn_kernels import reference
+from fastscnn_kernels.composition import Composition
 
 Size = tuple[int, int]
 
@@ -28,7 +29,7 @@ class GpuRuntime:
 
     `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W; either goes wherever
     one is asked for. Every call returns new tensors. `ops` holds the operations, by the names of
-    their twins.
+    their twins: a `Composition`, or a module. Weights are laid out for it once, here.
     """
 
     def __init__(
@@ -43,16 +44,65 @@ class GpuRuntime:
         self.config = config
         self.num_classes = num_classes
         self.dtype = dtype
-        self._ops = ops
-        self._folded = {name: _laid_out(conv, dtype) for name, conv in folded.items()}
+        self.ops = ops if isinstance(ops, Composition) else Composition(ops)
+        weights = {name: _laid_out(conv, dtype) for name, conv in folded.items()}
+        self.device = weights["classifier.conv"].weight.device
+        self.weight_bytes = sum(t.nbytes for conv in weights.values() for t in conv)
+        self._bind(weights)
 
-    @property
-    def device(self) -> torch.device:
-        return self._folded["classifier.conv"].weight.device
+    def _bind(self, weights: Mapping[str, Conv]) -> None:
+        config, bind = self.config, self.ops.bind
+        mid = "relu" if config.dsconv_relu else "none"
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for conv in self._folded.values() for t in conv)
+        def dsconv(name: str) -> tuple[Tensor, ...]:
+            return (*weights[f"{name}.depthwise"], *weights[f"{name}.pointwise"])
+
+        self._downsample = bind(
+            "learning_to_downsample",
+            *weights["learning_to_downsample.conv"],
+            dsconv("learning_to_downsample.dsconv1"),
+            dsconv("learning_to_downsample.dsconv2"),
+            mean=config.mean,
+            std=config.std,
+            padding=config.stem_padding,
+            mid_activation=mid,
+        )
+        self._bottlenecks = []
+        for name, stride in BOTTLENECKS:
+            parts = (weights[f"{name}.{part}"] for part in ("expand", "depthwise", "project"))
+            tensors = [t for conv in parts for t in conv]
+            self._bottlenecks.append(
+                bind(
+                    "inverted_residual",
+                    *tensors,
+                    stride=stride,
+                    activation=config.bottleneck_activation,
+                    residual=stride == 1 and tensors[0].shape[1] == tensors[-1].shape[0],
+                )
+            )
+        extractor = "global_feature_extractor"
+        branches = [weights[f"{extractor}.ppm.branches.{i}"] for i in range(len(config.ppm_bins))]
+        self._pyramid = bind(
+            "pyramid_pool",
+            [b.weight for b in branches],
+            [b.bias for b in branches],
+            *weights[f"{extractor}.ppm.join"],
+            order=config.ppm_order,
+            align_corners=config.ppm_align_corners,
+        )
+        self._fusion = bind(
+            "feature_fusion",
+            *weights["feature_fusion.depthwise"],
+            *weights["feature_fusion.low"],
+            *weights["feature_fusion.high"],
+            dilation=config.ffm_dilation,
+            align_corners=config.ffm_align_corners,
+        )
+        first, second = (dsconv(f"classifier.dsconv{i}") for i in (1, 2))
+        self._classifier1 = bind("dsconv", *first, mid_activation=mid)
+        self._classifier2 = bind(
+            "dsconv", *second, mid_activation=mid, head=weights["classifier.conv"]
+        )
 
     def labels(self, frame: Tensor, out_size: Size | None = None) -> Tensor:
         """uint8 labels N x H x W at `out_size` (default: the frame's)."""
@@ -78,11 +128,11 @@ class GpuRuntime:
         )
         found: dict[str, Tensor] = {}
         if "labels" in names or "confidence" in names:
-            found["labels"], found["confidence"] = self._ops.argmax_head(
+            found["labels"], found["confidence"] = self.ops.argmax_head(
                 scores, size, align_corners=align, confidence="confidence" in names
             )
         if "probabilities" in names:
-            found["probabilities"] = self._ops.softmax_head(scores, size, align_corners=align)
+            found["probabilities"] = self.ops.softmax_head(scores, size, align_corners=align)
         if "logits" in names:
             found["logits"] = reference.resize(scores, size, align)
         return {name: found[name] for name in names}
@@ -90,74 +140,22 @@ class GpuRuntime:
     def scores(self, x: Tensor) -> Tensor:
         """Class scores at 1/8 of the size of `x`, N x num_classes x h x w, planar."""
         with torch.no_grad():
-            high = self._learning_to_downsample(x)
-            low = self._global_features(high)
-            return self._classifier(self._feature_fusion(high, low))
-
-    def _learning_to_downsample(self, x: Tensor) -> Tensor:
-        y: Tensor = self._ops.learning_to_downsample(
-            x,
-            *self._folded["learning_to_downsample.conv"],
-            self._dsconv("learning_to_downsample.dsconv1"),
-            self._dsconv("learning_to_downsample.dsconv2"),
-            mean=self.config.mean,
-            std=self.config.std,
-            padding=self.config.stem_padding,
-            mid_activation=self._mid_activation,
-        )
-        return y
+            high = self._downsample.run(x)
+            low = self._pyramid.run(self._global_features(high))
+            y: Tensor = self._classifier1.run(self._fusion.run(high, low))
+            scores: Tensor = self._classifier2.run(y)
+            return scores
 
     def _global_features(self, x: Tensor) -> Tensor:
-        for name, stride in BOTTLENECKS:
-            parts = (self._folded[f"{name}.{part}"] for part in ("expand", "depthwise", "project"))
-            tensors = [t for conv in parts for t in conv]
-            x = self._ops.inverted_residual(
-                x,
-                *tensors,
-                stride=stride,
-                activation=self.config.bottleneck_activation,
-                residual=stride == 1 and tensors[-1].shape[0] == x.shape[1],
-            )
-        branches = [
-            self._folded[f"global_feature_extractor.ppm.branches.{i}"]
-            for i in range(len(self.config.ppm_bins))
-        ]
-        y: Tensor = self._ops.pyramid_pool(
-            x,
-            [b.weight for b in branches],
-            [b.bias for b in branches],
-            *self._folded["global_feature_extractor.ppm.join"],
-            order=self.config.ppm_order,
-            align_corners=self.config.ppm_align_corners,
-        )
-        return y
-
-    def _feature_fusion(self, high: Tensor, low: Tensor) -> Tensor:
-        y: Tensor = self._ops.feature_fusion(
-            high,
-            low,
-            *self._folded["feature_fusion.depthwise"],
-            *self._folded["feature_fusion.low"],
-            *self._folded["feature_fusion.high"],
-            dilation=self.config.ffm_dilation,
-            align_corners=self.config.ffm_align_corners,
-        )
-        return y
-
-    def _classifier(self, x: Tensor) -> Tensor:
-        for name in ("classifier.dsconv1", "classifier.dsconv2"):
-            x = self._ops.dsconv(x, *self._dsconv(name), mid_activation=self._mid_activation)
-        y: Tensor = self._ops.pointwise_conv(
-            x, *self._folded["classifier.conv"], channels_last=False
-        )
-        return y
-
-    def _dsconv(self, name: str) -> tuple[Tensor, ...]:
-        return (*self._folded[f"{name}.depthwise"], *self._folded[f"{name}.pointwise"])
-
-    @property
-    def _mid_activation(self) -> str:
-        return "relu" if self.config.dsconv_relu else "none"
+        """The bottlenecks; those in CUDA C++ share one set of counters, zeroed once per call."""
+        shared: dict[str, Tensor] = {}
+        for block in self._bottlenecks:
+            if block.implementation == "cuda":
+                shared = shared or {"counters": self.ops.counters(x.device)}
+                x = block.run(x, **shared)
+            else:
+                x = block.run(x)
+        return x
 
 
 def frame_size(x: Tensor) -> Size:

@@ -50,17 +50,20 @@ def _cpu() -> list[str]:
 
 
 def _gpu() -> list[str]:
-    from fastscnn_kernels.extension import device_info
+    from fastscnn_kernels import composition, cuda
 
-    d = device_info()
-    built = "built with CUDA" if d["cuda_built"] else "built without CUDA"
     if not torch.cuda.is_available():
+        built = "built with CUDA" if cuda.built() else "built without CUDA"
         return [f"gpu: 0 devices usable by torch; extension {built}"]
     lines = []
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
-        lines.append(
-            f"cuda:{i}: {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB; "
-            f"inference: Triton kernels in one graph; extension {built}"
-        )
+        lines.append(f"cuda:{i}: {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+        device = torch.device("cuda", i)
+        try:
+            lines.append(f"  inference in one graph: {composition.on(device)}")
+        except RuntimeError as error:
+            lines.append(f"  no inference: {error}")
+        if missing := cuda.missing(device):
+            lines.append(f"  without CUDA C++: {missing}")
     return lines

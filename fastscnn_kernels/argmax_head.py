@@ -16,19 +16,24 @@ def _fake(
     return labels, labels.new_empty(shape if confidence else (0,), dtype=torch.float32)
 
 
-def _cpu(
-    scores: Tensor, size: list[int], align_corners: bool, confidence: bool
+def _adapt(
+    implementation: registration.Implementation,
+    scores: Tensor,
+    size: list[int],
+    align_corners: bool,
+    confidence: bool,
 ) -> tuple[Tensor, Tensor]:
-    implementation = registration.cpu_implementation("argmax_head", scores)
-    labels, top = implementation(scores, tuple(size), align_corners=align_corners)
-    return labels, top if confidence else top.new_empty(0)
+    labels, top = implementation(
+        scores, tuple(size), align_corners=align_corners, confidence=confidence
+    )
+    return labels, labels.new_empty(0, dtype=torch.float32) if top is None else top
 
 
 _op = registration.define(
     "argmax_head",
     "(Tensor scores, SymInt[] size, *, bool align_corners, bool confidence) -> (Tensor, Tensor)",
     _fake,
-    _cpu,
+    _adapt,
 )
 
 

@@ -62,3 +62,27 @@ def check_size(op: str, size: tuple[int, int], classes: int) -> None:
         raise ValueError(f"{op}: size={tuple(size)}, expected (height, width) of at least 1")
     if classes > 255:
         raise ValueError(f"{op}: scores has {classes} channels, expected at most 255 classes")
+
+
+def check_frame(op: str, frame: Tensor, weight: Tensor, padding: int | str) -> None:
+    """`frame` is uint8 N x H x W x 3 or float N x 3 x H x W, at least 3x3."""
+    is_bytes = isinstance(frame, Tensor) and frame.dtype == torch.uint8
+    if is_bytes:
+        if frame.dim() != 4 or frame.shape[3] != 3 or 0 in frame.shape:
+            raise ValueError(
+                f"{op}: frame has shape {tuple(frame.shape)}, expected uint8 N x H x W x 3"
+            )
+    else:
+        check_map(op, "frame", frame)
+        if frame.shape[1] != 3:
+            raise ValueError(
+                f"{op}: frame has shape {tuple(frame.shape)}, expected float N x 3 x H x W"
+            )
+    check_map(op, "weight", weight)
+    if frame.device != weight.device:
+        raise ValueError(f"{op}: weight is on {weight.device}, expected {frame.device}")
+    if padding not in (0, 1, "same"):
+        raise ValueError(f'{op}: padding={padding!r}, expected 0, 1 or "same"')
+    h, w = frame.shape[1:3] if is_bytes else frame.shape[2:4]
+    if min(h, w) < 3:
+        raise ValueError(f"{op}: frame is {h}x{w}, expected at least 3x3")

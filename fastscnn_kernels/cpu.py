@@ -123,23 +123,28 @@ def dsconv(
     dilation: int = 1,
     mid_activation: str = "none",
     activation: str = "relu",
+    head: tuple[Tensor, Tensor] | None = None,
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """Depthwise 3x3, optional activation, pointwise 1x1, activation; the middle stays in L1."""
+    """Depthwise 3x3, optional activation, pointwise 1x1, activation, optional 1x1 to class scores;
+    what lies between stays in L1."""
     ext, op = extension.load(), "dsconv"
     x = pack.nhwc(op, "x", x, depthwise_weight.shape[0])
     pack.check_stride(op, stride, dilation)
     pack.check_same(op, "pointwise_weight's inputs", pointwise_weight.shape[1], x.shape[1])
     n, _, h, w = x.shape
-    out = pointwise_weight.shape[0]
+    out, last = pointwise_weight.shape[0], None
+    if head is not None:
+        pack.check_same(op, "head weight's inputs", head[0].shape[1], out)
+        out, last = head[0].shape[0], pack.matrix(op, "head ", *head, isa)
     y = pack.empty_nhwc(n, out, pack.strided(h, stride), pack.strided(w, stride))
     ext.dsconv(
         *(x.data_ptr(), n, h, w, stride, dilation),
         pack.taps(op, "depthwise_", depthwise_weight, depthwise_bias, isa),
         pack.bounds(op, "mid_activation", mid_activation),
         pack.matrix(op, "pointwise_", pointwise_weight, pointwise_bias, isa),
-        *(pack.bounds(op, "activation", activation), None, y.data_ptr()),
+        *(pack.bounds(op, "activation", activation), last, y.data_ptr()),
         *(pack.check_threads(op, threads), pack.workspace()),
     )
     return y

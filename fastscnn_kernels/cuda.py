@@ -2,16 +2,18 @@
 
 They take float16 (compute capability 7.5 and newer) and bfloat16 (8.0 and newer), sum in float32,
 run on the current stream of the tensors' device and return channels_last maps. Weights are packed
-in every call; who runs a network packs them once (`pack_dsconv` and so on). Every error names the
-operation, the argument and what was expected; maps and weights that do not fit these kernels run in
-Triton (`fastscnn_kernels.dsconv` and so on).
+in every call; who runs a network packs them once (`bind`). Every error names the operation, the
+argument and what was expected. What does not fit these kernels raises `Refused`; the registered
+operations (`fastscnn_kernels.dsconv` and so on) run it otherwise. These functions are called
+through them (`composition`), so that an operation has one name, schema and fake, whatever runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +23,6 @@ from torch import Tensor
 from fastscnn_kernels import checks, extension
 from fastscnn_kernels.reference import stem_padding
 from fastscnn_kernels.shapes import convolved, nhwc, stem_size
-from fastscnn_kernels.stem_conv import check_frame
 
 TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 BOUNDS = {
@@ -30,11 +31,58 @@ BOUNDS = {
     "relu6": (0.0, 6.0),
 }
 CHUNK = 32  # channels per round of the kernels
+OPERATIONS = ("argmax_head", "dsconv", "inverted_residual", "learning_to_downsample")
+
+
+class Refused(ValueError):
+    """A case that these kernels do not take and other implementations do; nothing was launched."""
 
 
 def built() -> bool:
     """Whether the extension holds the CUDA kernels; needs no GPU."""
     return bool(extension.device_info()["cuda_built"])
+
+
+def missing(device: torch.device | None = None) -> str:
+    """Why the kernels cannot run (on `device`, if given) and the fix; "" where they can."""
+    try:
+        if not built():
+            return (
+                "the extension was built without CUDA; install the CUDA toolkit and run "
+                f"FASTSCNN_CUDA=1 {extension.BUILD_COMMAND}"
+            )
+    except ImportError as error:
+        return str(error)
+    if device is None:
+        return ""
+    with torch.cuda.device(device):
+        return str(extension.load().cuda_missing_code())
+
+
+def bind(op: str, *weights: Any, **options: Any) -> Callable[..., Tensor]:
+    """The operation with packed weights: a function of the map, for any number of calls.
+
+    `inverted_residual` also takes `counters`, see there.
+    """
+    if op == "dsconv":
+        head = options.pop("head", None)
+        return partial(run_dsconv, packed=pack_dsconv(*weights, head=head), **options)
+    if op == "inverted_residual":
+        return partial(run_inverted_residual, packed=pack_inverted_residual(*weights), **options)
+    if op == "learning_to_downsample":
+        packed = pack_learning_to_downsample(*weights)
+        return partial(run_learning_to_downsample, packed=packed, **options)
+    raise ValueError(f"{op}: has no weights to pack")
+
+
+#: Split reductions on any GPU: fewer than half its multiprocessors.
+COUNTERS = 1024
+
+
+def counters(device: torch.device) -> Tensor:
+    """int32 zeros for `run_inverted_residual`, which leaves them zero: launches that follow one
+    another on a stream may share them, launches that may overlap must not."""
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
 def argmax_head(
@@ -79,6 +127,7 @@ def pack_dsconv(
     depthwise_bias: Tensor,
     pointwise_weight: Tensor,
     pointwise_bias: Tensor,
+    *,
     head: tuple[Tensor, Tensor] | None = None,
 ) -> PackedDsconv:
     """`head` is weight and bias of a further 1x1 convolution to class scores."""
@@ -94,7 +143,7 @@ def pack_dsconv(
         k = head[0].shape[0]
         checks.check_conv(op, "head ", *head, (k, o, 1, 1), like)
         if o > 128:
-            raise ValueError(f"{op}: a head on {o} channels, expected at most 128")
+            raise Refused(f"{op}: a head on {o} channels, expected at most 128")
     wide = _up(c, CHUNK)
     out = _up(o, 64) if o <= 64 and head is None else _up(o, 128)
     return PackedDsconv(
@@ -123,7 +172,10 @@ def dsconv(
 ) -> Tensor:
     """Depthwise 3x3, optional activation, pointwise 1x1, activation; with `head` (weight and bias
     of a 1x1 convolution) the class scores of the result, N x K x H x W contiguous."""
-    packed = pack_dsconv(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, head)
+    _check_type("dsconv", "x", x)
+    packed = pack_dsconv(
+        depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, head=head
+    )
     return run_dsconv(
         x, packed, stride=stride, dilation=dilation, mid_activation=mid_activation,
         activation=activation,
@@ -195,9 +247,8 @@ def pack_inverted_residual(
     _check_channels(op, "expand_weight", c)
     _check_channels(op, "project_weight", o)
     if o > 128:
-        raise ValueError(
-            f"{op}: project_weight has {o} outputs, expected at most 128; more run in Triton "
-            f"(fastscnn_kernels.{op})"
+        raise Refused(
+            f"{op}: project_weight has {o} outputs, expected at most 128; {_otherwise(op)}"
         )
     wide = _up(hidden, CHUNK)
     out = 64 if o <= 64 else _up(o, 32)
@@ -226,6 +277,7 @@ def inverted_residual(
     residual: bool = False,
 ) -> Tensor:
     """Expand 1x1, depthwise 3x3, project 1x1 without activation, optionally plus x."""
+    _check_type("inverted_residual", "x", x)
     packed = pack_inverted_residual(
         expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias
     )
@@ -239,7 +291,9 @@ def run_inverted_residual(
     stride: int = 1,
     activation: str = "relu",
     residual: bool = False,
+    counters: Tensor | None = None,
 ) -> Tensor:
+    """`counters`: zeros from `counters`, fresh ones by default (a launch of its own)."""
     op = "inverted_residual"
     _check_map(op, "x", x, packed.expand)
     c, o = packed.channels
@@ -257,12 +311,14 @@ def run_inverted_residual(
     y = _empty((n, *out, o), x)
     channels = (c, o, packed.expand.shape[1])
     with _on_device(op, x):
-        floats, counters = _extension().cuda_inverted_residual_workspace(
+        floats, tiles = _extension().cuda_inverted_residual_workspace(
             (n, h, w), channels, out, stride
         )
-    partial = _empty((floats,), x, torch.float32)
-    # Zeroed for every call: overlapping launches must not share counters.
-    arrived = torch.zeros(counters, dtype=torch.int32, device=x.device)
+    sums = _empty((floats,), x, torch.float32)
+    if counters is None:
+        counters = torch.zeros(tiles, dtype=torch.int32, device=x.device)
+    elif counters.numel() < tiles:
+        raise ValueError(f"{op}: {counters.numel()} counters, expected at least {tiles}")
     weights = (
         *(packed.expand, packed.expand_bias, packed.depthwise, packed.depthwise_bias),
         *(packed.project, packed.project_bias),
@@ -271,7 +327,7 @@ def run_inverted_residual(
         "cuda_inverted_residual",
         x,
         *(TYPES[x.dtype], _address(x), *map(_address, weights), _address(y)),
-        *(_address(partial), _address(arrived), (n, h, w), channels, out, stride, residual),
+        *(_address(sums), _address(counters), (n, h, w), channels, out, stride, residual),
         BOUNDS[activation],
     )
     return y.permute(0, 3, 1, 2)
@@ -296,11 +352,12 @@ def pack_learning_to_downsample(
     dsconv2: Sequence[Tensor],
 ) -> PackedLearningToDownsample:
     op = "learning_to_downsample"
+    _check_type(op, "stem_weight", stem_weight)
     channels = (*stem_weight.shape[1::-1], dsconv1[2].shape[0], dsconv2[2].shape[0])
     if channels != DOWNSAMPLE_CHANNELS:
-        raise ValueError(
-            f"{op}: weights for {channels} channels, expected {DOWNSAMPLE_CHANNELS}; others run in "
-            f"Triton (fastscnn_kernels.{op})"
+        raise Refused(
+            f"{op}: weights for {channels} channels, expected {DOWNSAMPLE_CHANNELS}; "
+            f"{_otherwise(op)}"
         )
     _, c1, c2, c3 = channels
     checks.check_conv(op, "stem_", stem_weight, stem_bias, (c1, 3, 3, 3), stem_weight)
@@ -349,7 +406,7 @@ def run_learning_to_downsample(
 ) -> Tensor:
     op = "learning_to_downsample"
     stem = packed.tensors[0]
-    check_frame(op, frame, stem[None, None], padding)
+    checks.check_frame(op, frame, stem[None, None], padding)
     checks.check_activation(op, mid_activation, "mid_activation")
     is_frame = frame.dtype == torch.uint8
     frame = frame.contiguous() if is_frame else frame.float()
@@ -375,8 +432,14 @@ def run_learning_to_downsample(
 def _launch(name: str, x: Tensor, *arguments: object) -> None:
     """Calls the extension for the device of `x`, on its current stream."""
     with _on_device(name, x):
-        stream = torch.cuda.current_stream().cuda_stream
-        getattr(_extension(), name)(*arguments, stream)
+        try:
+            getattr(_extension(), name)(*arguments, _stream())
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+
+def _stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
 
 
 def _on_device(name: str, x: Tensor) -> AbstractContextManager[Any]:
@@ -386,11 +449,8 @@ def _on_device(name: str, x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _extension() -> ModuleType:
-    if not built():
-        raise RuntimeError(
-            "the extension was built without CUDA; install the CUDA toolkit and run "
-            f"FASTSCNN_CUDA=1 {extension.BUILD_COMMAND}"
-        )
+    if reason := missing():
+        raise RuntimeError(reason)
     return extension.load()
 
 
@@ -399,9 +459,7 @@ def _address(t: Tensor | None, alignment: int = 16) -> int:
     if t is None:
         return 0
     if t.data_ptr() % alignment:
-        raise ValueError(
-            f"a {tuple(t.shape)} tensor starts off a {alignment}-byte boundary; clone it"
-        )
+        raise Refused(f"a {tuple(t.shape)} tensor starts off a {alignment}-byte boundary; clone it")
     return t.data_ptr()
 
 
@@ -411,9 +469,7 @@ def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = Non
 
 def _check_map(op: str, name: str, x: Tensor, weight: Tensor | None = None) -> None:
     checks.check_map(op, name, x)
-    if x.dtype not in TYPES:
-        raise TypeError(f"{op}: {name} is {x.dtype}, expected float16 or bfloat16; float32 runs in "
-                        f"Triton (fastscnn_kernels.{op})")  # fmt: skip
+    _check_type(op, name, x)
     if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
         raise ValueError(f"{op}: {name} is {x.dtype} on {x.device}, expected {weight.dtype} on "
                          f"{weight.device} as the weights")  # fmt: skip
@@ -421,10 +477,18 @@ def _check_map(op: str, name: str, x: Tensor, weight: Tensor | None = None) -> N
 
 def _check_channels(op: str, name: str, channels: int) -> None:
     if channels % 8:
-        raise ValueError(
-            f"{op}: {name} has {channels} channels, expected a multiple of 8; other counts run in "
-            f"Triton (fastscnn_kernels.{op})"
+        raise Refused(
+            f"{op}: {name} has {channels} channels, expected a multiple of 8; {_otherwise(op)}"
         )
+
+
+def _check_type(op: str, name: str, t: Tensor) -> None:
+    if t.dtype not in TYPES:
+        raise Refused(f"{op}: {name} is {t.dtype}, expected float16 or bfloat16; {_otherwise(op)}")
+
+
+def _otherwise(op: str) -> str:
+    return f"fastscnn_kernels.{op} runs it in Triton or PyTorch"
 
 
 def _up(n: int, step: int) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, uint8
 
 from fastscnn_kernels import checks, registration
 from fastscnn_kernels.shapes import convolved, empty_map, stem_size
-from fastscnn_kernels.stem_conv import check_frame, decoded
 
 
 def _fake(
@@ -28,18 +26,12 @@ def _fake(
     return empty_map(frame, dsconv2[2].shape[0], h, w, stem_weight.dtype)
 
 
-def _cpu(frame: Tensor, *tensors: Any, padding: str, **options: Any) -> Tensor:
-    return registration.run_on_cpu(
-        "learning_to_downsample", frame, *tensors, padding=decoded(padding), **options
-    )
-
-
 _op = registration.define(
     "learning_to_downsample",
     "(Tensor frame, Tensor stem_weight, Tensor stem_bias, Tensor[] dsconv1, Tensor[] dsconv2, *,"
     " float[] mean, float[] std, str padding, str mid_activation) -> Tensor",
     _fake,
-    _cpu,
+    registration.with_padding,
 )
 
 
@@ -68,7 +60,7 @@ def learning_to_downsample(
     Equivalent to: the formula above with the twins of `stem_conv` and `dsconv`.
     """
     op = "learning_to_downsample"
-    check_frame(op, frame, stem_weight, padding)
+    checks.check_frame(op, frame, stem_weight, padding)
     c = stem_weight.shape[0]
     checks.check_conv(op, "stem_", stem_weight, stem_bias, (c, 3, 3, 3), stem_weight)
     for name, d in (("dsconv1 ", dsconv1), ("dsconv2 ", dsconv2)):

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastscnn_kernels import checks, registration
-from fastscnn_kernels.shapes import empty_map, nhwc
+from fastscnn_kernels.shapes import empty_map
 
 
 def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str
+) -> Tensor:
+    return empty_map(x, weight.shape[0], x.shape[2], x.shape[3])
+
+
+def _adapt(
+    implementation: registration.Implementation,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     residual: Tensor | None,
-    activation: str,
-    channels_last: bool,
+    **options: str,
 ) -> Tensor:
-    n, _, h, w = x.shape
-    if channels_last:
-        return empty_map(x, weight.shape[0], h, w)
-    return torch.empty((n, weight.shape[0], h, w), dtype=x.dtype, device=x.device)
-
-
-def _cpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    activation: str,
-    channels_last: bool,
-) -> Tensor:
-    implementation = registration.cpu_implementation("pointwise_conv", x)
-    y: Tensor = implementation(x, weight, bias, activation=activation, residual=residual)
-    return nhwc(y) if channels_last else y.contiguous()
+    return registration.one_map(implementation, x, weight, bias, residual=residual, **options)
 
 
 _op = registration.define(
     "pointwise_conv",
-    "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, *, str activation,"
-    " bool channels_last) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, *, str activation) -> Tensor",
     _fake,
-    _cpu,
+    _adapt,
 )
 
 
@@ -52,15 +40,13 @@ def pointwise_conv(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
-    channels_last: bool = True,
 ) -> Tensor:
     """1x1 convolution; the residual is added before the activation.
 
     y[n, o, p] = f(bias[o] + sum_k weight[o, k] x[n, k, p] + residual[n, o, p])
 
-    `x` N x K x H x W, `weight` O x K x 1 x 1, `bias` O, `residual` and result N x O x H x W. The
-    result is channels_last, or planar (contiguous) with `channels_last=False`, which the heads
-    read faster. Raises TypeError or ValueError naming the argument that does not fit.
+    `x` N x K x H x W, `weight` O x K x 1 x 1, `bias` O, `residual` and result N x O x H x W, the
+    result channels_last. Raises TypeError or ValueError naming the argument that does not fit.
 
     Moves K + O (+ O) activations per pixel; 2 K O flops per pixel.
 
@@ -74,5 +60,5 @@ def pointwise_conv(
     checks.check_activation(op, activation)
     if residual is not None:
         checks.check_tensor(op, "residual", residual, (n, weight.shape[0], h, w), x)
-    y: Tensor = _op(x, weight, bias, residual, activation=activation, channels_last=channels_last)
+    y: Tensor = _op(x, weight, bias, residual, activation=activation)
     return y

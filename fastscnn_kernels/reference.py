@@ -108,8 +108,10 @@ def dsconv(
     dilation: int = 1,
     mid_activation: str = "none",
     activation: str = "relu",
+    head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Depthwise 3x3, optional activation, pointwise 1x1, activation."""
+    """Depthwise 3x3, optional activation, pointwise 1x1, activation; with `head` (weight and bias)
+    a further 1x1 convolution to class scores."""
     y = depthwise_conv(
         x,
         depthwise_weight,
@@ -118,7 +120,8 @@ def dsconv(
         dilation=dilation,
         activation=mid_activation,
     )
-    return pointwise_conv(y, pointwise_weight, pointwise_bias, activation=activation)
+    y = pointwise_conv(y, pointwise_weight, pointwise_bias, activation=activation)
+    return y if head is None else pointwise_conv(y, *head)
 
 
 def inverted_residual(
@@ -195,13 +198,20 @@ def feature_fusion(
 
 
 def argmax_head(
-    scores: Tensor, size: tuple[int, int], *, align_corners: bool = False
+    scores: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = False,
+    confidence: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Bilinear to `size`; uint8 labels N x H x W and the top-1 softmax probability."""
+    """Bilinear to `size`; uint8 labels N x H x W and the top-1 softmax probability (empty if not
+    asked for)."""
     logits = resize(scores.float(), size, align_corners)
     top, labels = logits.max(dim=1)
-    confidence = torch.exp(top - torch.logsumexp(logits, dim=1))
-    return labels.to(torch.uint8), confidence
+    labels = labels.to(torch.uint8)
+    if not confidence:
+        return labels, top.new_empty(0)
+    return labels, torch.exp(top - torch.logsumexp(logits, dim=1))
 
 
 def softmax_head(scores: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:

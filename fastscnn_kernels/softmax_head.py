@@ -13,14 +13,18 @@ def _fake(scores: Tensor, size: list[int], align_corners: bool) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=scores.device)
 
 
-def _cpu(scores: Tensor, size: list[int], align_corners: bool) -> Tensor:
-    implementation = registration.cpu_implementation("softmax_head", scores)
+def _adapt(
+    implementation: registration.Implementation,
+    scores: Tensor,
+    size: list[int],
+    align_corners: bool,
+) -> Tensor:
     y: Tensor = implementation(scores, tuple(size), align_corners=align_corners)
     return y.contiguous()
 
 
 _op = registration.define(
-    "softmax_head", "(Tensor scores, SymInt[] size, *, bool align_corners) -> Tensor", _fake, _cpu
+    "softmax_head", "(Tensor scores, SymInt[] size, *, bool align_corners) -> Tensor", _fake, _adapt
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,23 +24,12 @@ def _fake(
     return empty_map(frame, weight.shape[0], *stem_size(h, w, padding), weight.dtype)
 
 
-def _cpu(frame: Tensor, *tensors: Tensor, padding: str, **options: Any) -> Tensor:
-    return registration.run_on_cpu(
-        "stem_conv", frame, *tensors, padding=decoded(padding), **options
-    )
-
-
-def decoded(padding: str) -> int | str:
-    """The twin's `padding` from the string that the registered schema holds."""
-    return padding if padding == "same" else int(padding)
-
-
 _op = registration.define(
     "stem_conv",
     "(Tensor frame, Tensor weight, Tensor bias, *, float[] mean, float[] std, str padding,"
     " str activation) -> Tensor",
     _fake,
-    _cpu,
+    registration.with_padding,
 )
 
 
@@ -70,7 +58,7 @@ def stem_conv(
         f(F.conv2d(F.pad(normalize(frame, mean, std), pads), weight, bias, stride=2))
     """
     op = "stem_conv"
-    check_frame(op, frame, weight, padding)
+    checks.check_frame(op, frame, weight, padding)
     checks.check_conv(op, "", weight, bias, (weight.shape[0], 3, 3, 3), weight)
     checks.check_activation(op, activation)
     if len(mean) != 3 or len(std) != 3:
@@ -85,27 +73,3 @@ def stem_conv(
         activation=activation,
     )
     return y
-
-
-def check_frame(op: str, frame: Tensor, weight: Tensor, padding: int | str) -> None:
-    """`frame` is uint8 N x H x W x 3 or float N x 3 x H x W, at least 3x3."""
-    is_bytes = isinstance(frame, Tensor) and frame.dtype == torch.uint8
-    if is_bytes:
-        if frame.dim() != 4 or frame.shape[3] != 3 or 0 in frame.shape:
-            raise ValueError(
-                f"{op}: frame has shape {tuple(frame.shape)}, expected uint8 N x H x W x 3"
-            )
-    else:
-        checks.check_map(op, "frame", frame)
-        if frame.shape[1] != 3:
-            raise ValueError(
-                f"{op}: frame has shape {tuple(frame.shape)}, expected float N x 3 x H x W"
-            )
-    checks.check_map(op, "weight", weight)
-    if frame.device != weight.device:
-        raise ValueError(f"{op}: weight is on {weight.device}, expected {frame.device}")
-    if padding not in (0, 1, "same"):
-        raise ValueError(f'{op}: padding={padding!r}, expected 0, 1 or "same"')
-    h, w = frame.shape[1:3] if is_bytes else frame.shape[2:4]
-    if min(h, w) < 3:
-        raise ValueError(f"{op}: frame is {h}x{w}, expected at least 3x3")

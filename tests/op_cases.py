@@ -78,6 +78,13 @@ def separable(
     return (feature_map(*shape, dtype), *weights), options
 
 
+def with_head(
+    shape: tuple[int, int, int, int], out: int, classes: int, dtype: torch.dtype, **o: Any
+) -> Inputs:
+    args, options = separable(shape, out, dtype)
+    return args, {**options, **o, "head": conv(classes, out, 1, dtype)}
+
+
 def bottleneck(
     shape: tuple[int, int, int, int], out: int, dtype: torch.dtype, **options: Any
 ) -> Inputs:
@@ -154,6 +161,7 @@ CASES = (
     case("dsconv", "ltd-1", separable, (1, 32, 15, 21), 48, stride=2, core=True),
     case("dsconv", "ltd-2-odd", separable, (1, 48, 33, 7), 64, stride=2, mid_activation="relu"),
     case("dsconv", "classifier", separable, (1, 128, 7, 10), 128),
+    case("dsconv", "scores", with_head, (2, 24, 5, 6), 40, 19, core=True),
     case("dsconv", "odd-channels-batch-3", separable, (3, 19, 7, 13), 30, activation="relu6"),
     case("dsconv", "wide-dilated", separable, (1, 30, 1, 6), 200, dilation=2, activation="none"),
     case("inverted_residual", "residual", bottleneck, (1, 64, 5, 7), 64, residual=True, core=True),

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_host import CASES, HALF, check_op, dtypes
+from op_cases import check
+from test_cuda_host import CASES, HALF, dtypes
 from test_cuda_network import trained_for_a_moment
 from test_triton_gpu import on_gpu, tensors
 from tolerance import assert_close
 
+import fastscnn_kernels as k
+from fastscnn.engine import Engine
 from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn_kernels import cuda
-from fastscnn_kernels.with_cuda import WithCuda
+from fastscnn_kernels import composition, cuda, reference
+from fastscnn_kernels.composition import Composition
 
 CORE = [c for c in CASES if c.core]
 
@@ -40,7 +43,7 @@ def test_equals_twin(case: Any, dtype: torch.dtype) -> None:
     if case.op == "argmax_head":
         labels, _ = cuda.argmax_head(*map(on_gpu, args), **on_gpu(kwargs), confidence=False)
         assert torch.equal(labels.cpu(), ours[0])
-    check_op(case, ours, args, kwargs)
+    check(case, ours, args, kwargs)
 
 
 @pytest.mark.parametrize("case", CORE, ids=lambda c: c.id)
@@ -83,7 +86,8 @@ def test_streams_in_threads_agree() -> None:
     assert not wrong
 
 
-def test_network_agrees_with_triton_alone() -> None:
+def test_network_in_every_composition() -> None:
+    """As on any GPU, Triton alone, CUDA C++ beside Triton and beside PyTorch: one tolerance."""
     model = trained_for_a_moment("paper", 19).cuda()
     folded = fold(model)
     frame = torch.randint(0, 256, (2, 259, 390, 3), dtype=torch.uint8)
@@ -91,9 +95,38 @@ def test_network_agrees_with_triton_alone() -> None:
     with torch.no_grad():
         exact = model.double().scores(x.double())
         peer = model.half().scores(x.half())
-    for ops in ({}, {"ops": WithCuda()}):
-        runtime = GpuRuntime(folded, model.config, 19, HALF, **ops)
+    device = x.device
+    without_triton = Composition(reference, "torch", (HALF,))
+    kinds = [composition.on(device, kernels) for kernels in composition.KERNELS]
+    for ops in (*kinds, without_triton):
+        runtime = GpuRuntime(folded, model.config, 19, HALF, ops=ops)
         assert_close(runtime.scores(frame.cuda()), exact, peer)
+    assert str(kinds[0]) == str(kinds[1]) != str(kinds[2])
+
+
+def test_engine_in_every_composition() -> None:
+    """Captured: replays equal each other, logits the reference."""
+    model = trained_for_a_moment("paper", 19).cuda()
+    frames = torch.randint(0, 256, (1, 256, 512, 3), dtype=torch.uint8, device="cuda")
+    x = model.preprocess(frames)
+    with torch.no_grad():
+        exact = model.double()(x.double())
+        peer = model.half()(x.half())
+    for kernels in ("cuda", "triton"):
+        engine = Engine(model, kernels=kernels, outputs=("labels", "logits"))
+        first = {name: t.clone() for name, t in engine(frames).items()}
+        assert_close(first["logits"], exact, peer)
+        for _ in range(3):
+            assert all(torch.equal(t, first[name]) for name, t in engine(frames).items())
+
+
+def test_registered_operations_take_the_cuda_kernels() -> None:
+    """One name: `fastscnn_kernels.dsconv` on a GPU is the CUDA kernel where it takes the case."""
+    args, kwargs = next(c for c in CASES if c.id == "dsconv-classifier").make(HALF)
+    args = tuple(map(on_gpu, args))
+    assert torch.equal(k.dsconv(*args, **kwargs), cuda.dsconv(*args, **kwargs))
+    x = torch.zeros(2 * 19 * 8 + 1, dtype=HALF, device="cuda")[1:].view(1, 38, 2, 4)
+    assert k.argmax_head(x, (16, 32), confidence=False)[0].shape == (1, 16, 32)  # off 16 bytes
 
 
 def test_misaligned_scores_are_refused() -> None:

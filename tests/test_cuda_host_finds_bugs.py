@@ -47,6 +47,8 @@ BUGS = [
      "words(L::kProject) + i % 2 *", "words(L::kProject) + 0 *", "race"),
     ("share of the reduction", BOTTLENECK, "inverted_residual.cuh",
      "load_fresh<float4>(share(z, j))", "load_fresh<float4>(share(0, j))", "error"),
+    ("counters left for the next launch", BOTTLENECK, "inverted_residual.cuh",
+     "if (tid == 0) store_global(p.counters + tile, 0);", "", "NaN"),
     ("barrier between the stages", DOWNSAMPLE, "learning_to_downsample.cuh",
      "words(L::kA1));\n    __syncthreads();", "words(L::kA1));", "race"),
     ("last column", HEAD, "argmax_head.cuh",
@@ -91,8 +93,17 @@ def run_schedules(case: Case, on_device: Callable[[int], Any]) -> None:
     args, kwargs = case.make(torch.float16)
     for seed in range(4):
         with on_device(seed):
-            ours = getattr(cuda, case.op)(*args, **kwargs)
-            if case.op == "argmax_head":
-                labels, _ = cuda.argmax_head(*args, **kwargs, confidence=False)
-                ours = labels, ours[1]
+            ours = launched_twice(case, args, kwargs)
         check(case, ours, args, kwargs)
+
+
+def launched_twice(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Labels without confidence; a bottleneck by the second launch on the same counters."""
+    if case.op == "argmax_head":
+        labels, _ = cuda.argmax_head(*args, **kwargs, confidence=False)
+        return labels, cuda.argmax_head(*args, **kwargs)[1]
+    if case.op == "inverted_residual":
+        block, counters = cuda.bind(case.op, *args[1:], **kwargs), cuda.counters(args[0].device)
+        block(args[0], counters=counters)
+        return block(args[0], counters=counters)
+    return getattr(cuda, case.op)(*args, **kwargs)

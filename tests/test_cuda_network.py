@@ -15,11 +15,15 @@ from host import running_on
 from op_cases import bottleneck, case, check, downsample, separable
 from tolerance import assert_close
 
+import fastscnn_kernels
 from fastscnn.config import PRESETS
-from fastscnn.fold import fold
+from fastscnn.fold import Conv, fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN
-from fastscnn_kernels.with_cuda import WithCuda
+from fastscnn_kernels import cuda, reference
+from fastscnn_kernels.composition import Composition
+
+TYPES = tuple(cuda.TYPES)
 
 
 def trained_for_a_moment(preset: str, classes: int) -> FastSCNN:
@@ -37,7 +41,8 @@ def test_scores_equal_the_reference(preset: str) -> None:
     model = trained_for_a_moment(preset, 19)
     frame = torch.randint(0, 256, (1, 67, 90, 3), dtype=torch.uint8)
     x = model.preprocess(frame)
-    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=WithCuda())
+    ops = Composition(reference, "torch", TYPES)
+    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ops)
     with running_on(compiled.load(), seed=2), torch.no_grad():
         scores = runtime.scores(frame)
         labels = runtime.labels(frame)
@@ -48,15 +53,53 @@ def test_scores_equal_the_reference(preset: str) -> None:
     assert labels.shape == (1, 67, 90)
 
 
-def test_other_dtypes_and_channels_go_to_the_rest() -> None:
+def test_what_cuda_refuses_runs_in_the_rest() -> None:
     """No CUDA kernel is reached: outside `running_on` each would refuse a CPU tensor."""
-    ops = WithCuda()
+    ops = Composition(fastscnn_kernels, "triton", TYPES)
     for c in (
-        case("dsconv", "float32", separable, (1, 16, 5, 7), 24, core=True),
+        case("dsconv", "float32", separable, (1, 16, 5, 7), 24),
         case("inverted_residual", "float32", bottleneck, (1, 8, 5, 7), 8, residual=True),
         case("learning_to_downsample", "float32", downsample, (1, 33, 35), 1),
     ):
         args, kwargs = c.make(torch.float32)
         check(c, getattr(ops, c.op)(*args, **kwargs), args, kwargs)
-    args, kwargs = separable((1, 30, 5, 7), 24, torch.float16)
-    assert ops.dsconv(*args, **kwargs).shape == (1, 24, 5, 7)
+        bound = ops.bind(c.op, *args[1:], **kwargs)
+        assert bound.implementation == "triton"
+        check(c, bound.run(args[0]), args, kwargs)
+    (x, *weights), _ = separable((1, 30, 5, 7), 24, torch.float16)
+    assert ops.dsconv(x, *weights).shape == (1, 24, 5, 7)
+    assert ops.bind("dsconv", *weights).run(x).shape == (1, 24, 5, 7)
+    wide = bottleneck((1, 16, 5, 7), 136, torch.float16)[0]
+    assert ops.bind("inverted_residual", *wide[1:]).implementation == "triton"
+
+
+def test_what_a_launcher_refuses_runs_in_the_rest() -> None:
+    """Found out in C++ only: shared memory that the GPU lacks, bfloat16 on Turing."""
+    c = case("dsconv", "far", separable, (1, 8, 5, 7), 8, dilation=40)
+    args, kwargs = c.make(torch.float16)
+    ops = Composition(reference, "torch", TYPES)
+    with running_on(compiled.load()):
+        check(c, ops.dsconv(*args, **kwargs), args, kwargs)
+        with pytest.raises(cuda.Refused, match="bytes of shared memory"):
+            cuda.dsconv(*args, **kwargs)
+    args, kwargs = separable((1, 8, 2, 2), 8, torch.bfloat16)
+    with running_on(compiled.load(), capability=75):
+        assert ops.dsconv(*args, **kwargs).shape == (1, 8, 2, 2)
+
+
+def test_one_block_that_does_not_fit_leaves_the_others_in_cuda() -> None:
+    """A float16 network whose downsampling has other channels."""
+    model = trained_for_a_moment("paper", 19)
+    folded = {name: Conv(*conv) for name, conv in fold(model).items()}
+    name = "learning_to_downsample."
+    folded[f"{name}conv"] = Conv(*(torch.cat([t, t[:8]]) for t in folded[f"{name}conv"]))
+    folded[f"{name}dsconv1.depthwise"] = Conv(
+        *(torch.cat([t, t[:8]]) for t in folded[f"{name}dsconv1.depthwise"])
+    )
+    weight, bias = folded[f"{name}dsconv1.pointwise"]
+    folded[f"{name}dsconv1.pointwise"] = Conv(torch.cat([weight, weight[:, :8]], 1), bias)
+    ops = Composition(reference, "torch", TYPES)
+    runtime = GpuRuntime(folded, model.config, 19, torch.float16, ops=ops)
+    assert runtime._downsample.implementation == "torch"
+    others = (*runtime._bottlenecks, runtime._classifier1, runtime._classifier2)
+    assert {block.implementation for block in others} == {"cuda"}

@@ -12,7 +12,7 @@ import torch
 from op_cases import CASES, DTYPES, Case, check
 
 import fastscnn_kernels as k
-from fastscnn_kernels import reference, registration
+from fastscnn_kernels import composition, reference
 
 CORE = [c for c in CASES if c.core]
 ids = [c.id for c in CASES]
@@ -73,11 +73,11 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def test_planar_scores_and_labels_alone() -> None:
-    """The two keywords that the twins lack."""
-    x, (w, b) = torch.randn(1, 8, 5, 6), (torch.randn(3, 8, 1, 1), torch.randn(3))
-    planar = k.pointwise_conv(x, w, b, channels_last=False)
+    x, head = torch.randn(1, 8, 5, 6), (torch.randn(3, 6, 1, 1), torch.randn(3))
+    weights = torch.randn(8, 1, 3, 3), torch.randn(8), torch.randn(6, 8, 1, 1), torch.randn(6)
+    planar = k.dsconv(x, *weights, head=head)
     assert planar.is_contiguous()
-    torch.testing.assert_close(planar, reference.pointwise_conv(x, w, b))
+    torch.testing.assert_close(planar, reference.dsconv(x, *weights, head=head))
     labels, empty = k.argmax_head(planar, (40, 48), confidence=False)
     assert empty.numel() == 0
     assert torch.equal(labels, k.argmax_head(planar, (40, 48))[0])
@@ -157,7 +157,7 @@ def test_works_without_triton() -> None:
         "import torch, fastscnn_kernels as k\n"
         "y = k.depthwise_conv(torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3), torch.zeros(4))\n"
         "assert y[0, 0, 2, 2] == 9\n"
-        "from fastscnn_kernels.registration import check_triton\n"
+        "from fastscnn_kernels.composition import check_triton\n"
         "try: check_triton()\n"
         "except RuntimeError as e: assert 'pip install \"triton>=3.6\"' in str(e), e\n"
         "else: raise SystemExit('no error')\n"
@@ -173,15 +173,15 @@ def test_triton_versions(version: str, ok: bool, monkeypatch: pytest.MonkeyPatch
     """Compared as versions, not as strings: 3.10 is newer than 3.6."""
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
     if ok:
-        registration.check_triton()
+        composition.check_triton()
     else:
         with pytest.raises(RuntimeError, match=r"Triton 3\.5\.1 is too old.*pip install"):
-            registration.check_triton()
+            composition.check_triton()
 
 
 def test_turing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "check_triton", lambda: None)
+    monkeypatch.setattr(composition, "check_triton", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "T4")
     with pytest.raises(RuntimeError, match=r"T4 has compute capability 7\.5.*FASTSCNN_CUDA=1"):
-        registration.triton_operations(torch.device("cuda", 7))
+        composition.triton_operations(torch.device("cuda", 7))

@@ -20,8 +20,9 @@ std::string run_argmax_head(ArgmaxHeadParams p, Stream stream) {
 std::string argmax_head(Type type, ArgmaxHeadParams p, Stream stream) {
     const int64_t largest = 2 * int64_t(p.ow > p.oh ? p.ow : p.oh) * (p.w > p.h ? p.w : p.h);
     if (largest > INT32_MAX || p.n > 65535)
-        return "argmax_head: map or batch too large: 2 x target x source side must stay below "
-               "2^31, the batch below 65536";
+        throw std::invalid_argument(
+            "argmax_head: map or batch too large: 2 x target x source side must stay below 2^31, "
+            "the batch below 65536");
 
     // Eight target pixels span at most one step of the source's columns, and rows are as dense.
     auto dense = [&](int in, int out) {

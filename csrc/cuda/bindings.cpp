@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "device.h"
 #include "kernels.h"
 
 namespace fastscnn {
@@ -110,6 +111,7 @@ void cuda_learning_to_downsample(const std::string& dtype, Address source, bool 
 }  // namespace
 
 void bind_cuda(pybind11::module_& m) {
+    m.def("cuda_missing_code", &missing_code);
     m.def("cuda_argmax_head", &cuda_argmax_head);
     m.def("cuda_dsconv", &cuda_dsconv);
     m.def("cuda_inverted_residual_workspace", &cuda_inverted_residual_workspace);

@@ -1,6 +1,8 @@
 // What the CUDA runtime says about this machine; callable without a driver.
 #pragma once
 
+#include <string>
+
 namespace fastscnn {
 
 struct CudaInfo {
@@ -10,5 +12,8 @@ struct CudaInfo {
 };
 
 CudaInfo cuda_info();
+
+// "" where this build has code for the present GPU, else why kernels cannot run.
+std::string missing_code();
 
 }  // namespace fastscnn

@@ -10,10 +10,11 @@ std::string run_dsconv(DsconvParams p, Stream stream) {
     const int bytes = L::bytes(p.stride, p.dilation, p.head != nullptr);
     const int limit = present_device().shared;
     if (bytes > limit)
-        return "dsconv: stride=" + std::to_string(p.stride) +
-               ", dilation=" + std::to_string(p.dilation) + (p.head ? ", a head" : "") +
-               " needs " + std::to_string(bytes) + " bytes of shared memory, this GPU has " +
-               std::to_string(limit) + "; use the Triton operation";
+        throw std::invalid_argument(
+            "dsconv: stride=" + std::to_string(p.stride) +
+            ", dilation=" + std::to_string(p.dilation) + (p.head ? ", a head" : "") + " needs " +
+            std::to_string(bytes) + " bytes of shared memory, this GPU has " +
+            std::to_string(limit));
     const dim3 grid(ceil_div(p.oh, L::kTile) * ceil_div(p.ow, L::kTile), ceil_div(p.o, kOut), p.n);
     auto kernel = p.stride == 1 && p.dilation == 1 ? dsconv_kernel<T, kOut, true>
                                                    : dsconv_kernel<T, kOut, false>;
@@ -24,9 +25,11 @@ std::string run_dsconv(DsconvParams p, Stream stream) {
 
 std::string dsconv(Type type, DsconvParams p, Stream stream) {
     if (type == Type::kBF16 && present_device().capability < 80)
-        return "dsconv: bfloat16 needs compute capability 8.0 or newer; use float16";
-    if (p.n > 65535) return "dsconv: a batch of at most 65535 images";
-    if (p.head && p.o > 128) return "dsconv: a head takes at most 128 channels";
+        throw std::invalid_argument(
+            "dsconv: bfloat16 needs compute capability 8.0 or newer; use float16");
+    if (p.n > 65535) throw std::invalid_argument("dsconv: a batch of at most 65535 images");
+    if (p.head && p.o > 128)
+        throw std::invalid_argument("dsconv: a head takes at most 128 channels");
 
     const bool wide_fits =
         DsconvLayout<128>::bytes(p.stride, p.dilation, false) <= present_device().shared;

@@ -52,14 +52,16 @@ InvertedResidualPlan plan_inverted_residual(const InvertedResidualParams& p) {
 std::string inverted_residual(Type type, InvertedResidualParams p, Stream stream) {
     const Device device = present_device();
     if (type == Type::kBF16 && device.capability < 80)
-        return "inverted_residual: bfloat16 needs compute capability 8.0 or newer; use float16";
-    if (p.n > 65535) return "inverted_residual: a batch of at most 65535 images";
+        throw std::invalid_argument(
+            "inverted_residual: bfloat16 needs compute capability 8.0 or newer; use float16");
+    if (p.n > 65535)
+        throw std::invalid_argument("inverted_residual: a batch of at most 65535 images");
     const InvertedResidualPlan plan = plan_inverted_residual(p);
     if (plan.shared > device.shared || p.o > 128)
-        return "inverted_residual: " + std::to_string(p.c) + " -> " + std::to_string(p.o) +
-               " channels need " + std::to_string(plan.shared) + " bytes of shared memory (this " +
-               "GPU has " + std::to_string(device.shared) + ") and at most 128 outputs; use the " +
-               "Triton operation";
+        throw std::invalid_argument(
+            "inverted_residual: " + std::to_string(p.c) + " -> " + std::to_string(p.o) +
+            " channels need " + std::to_string(plan.shared) + " bytes of shared memory (this GPU " +
+            "has " + std::to_string(device.shared) + ") and at most 128 outputs");
 
     p.split = plan.split;
     const dim3 grid(plan.tiles, plan.split, p.n);

@@ -1,5 +1,6 @@
 // The CUDA operations. Activations and weights are 16-bit words, NHWC; batch norm is folded; sums
-// are fp32. A launcher checks, chooses launch parameters, launches and returns "" or the error.
+// are fp32. A launcher checks (std::invalid_argument: it does not take the case; nothing was
+// launched), chooses launch parameters, launches and returns "" or the error.
 #pragma once
 
 #include <cstdint>

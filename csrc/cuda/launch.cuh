@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <stdexcept>
 #include <string>
 
 namespace fastscnn {
@@ -27,6 +28,17 @@ inline Device present_device() {
     return d;
 }
 
+// The reason and, where this build lacks code for the present GPU, how to build it.
+inline std::string explain(cudaError_t error) {
+    if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction &&
+        error != cudaErrorUnsupportedPtxVersion)
+        return cudaGetErrorString(error);
+    const Device d = present_device();
+    const std::string code = std::to_string(d.capability);
+    return "this build has no code for " + d.name + " (sm_" + code +
+           "); rebuild with FASTSCNN_CUDA=1 and FASTSCNN_CUDA_ARCHS unset or containing " + code;
+}
+
 // "" or what went wrong: the kernel, its launch parameters, the reason, the fix where there is one.
 template <class Params>
 std::string launch(const char* name, void (*kernel)(Params), dim3 grid, int threads, int shared,
@@ -39,24 +51,15 @@ std::string launch(const char* name, void (*kernel)(Params), dim3 grid, int thre
         cudaGetLastError();
         return what + "not launched, an earlier CUDA call failed: " + cudaGetErrorString(error);
     }
-    const void* entry = reinterpret_cast<const void*>(kernel);
     constexpr int kDefaultShared = 48 * 1024;
     if (shared > kDefaultShared)
-        error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     void* arguments[] = {&params};
     if (error == cudaSuccess)
-        error = cudaLaunchKernel(entry, grid, dim3(threads), arguments, shared, stream);
+        error = cudaLaunchKernel(kernel, grid, dim3(threads), arguments, shared, stream);
     if (error == cudaSuccess) return "";
     cudaGetLastError();
-    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
-        error == cudaErrorUnsupportedPtxVersion) {
-        const Device d = present_device();
-        const std::string code = std::to_string(d.capability);
-        return what + "this build has no code for " + d.name + " (sm_" + code +
-               "); rebuild with FASTSCNN_CUDA=1 and FASTSCNN_CUDA_ARCHS unset or containing " +
-               code;
-    }
-    return what + cudaGetErrorString(error);
+    return what + explain(error);
 }
 
 }  // namespace fastscnn

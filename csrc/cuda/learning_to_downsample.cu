@@ -17,9 +17,10 @@ std::string run_learning_to_downsample(Type type, LearningToDownsampleParams p, 
 std::string learning_to_downsample(Type type, LearningToDownsampleParams p, Stream stream) {
     const Device device = present_device();
     if (type == Type::kBF16 && device.capability < 80)
-        return "learning_to_downsample: bfloat16 needs compute capability 8.0 or newer; use "
-               "float16";
-    if (p.n > 65535) return "learning_to_downsample: a batch of at most 65535 images";
+        throw std::invalid_argument(
+            "learning_to_downsample: bfloat16 needs compute capability 8.0 or newer; use float16");
+    if (p.n > 65535)
+        throw std::invalid_argument("learning_to_downsample: a batch of at most 65535 images");
 
     using Large = LearningToDownsampleLayout<4, 8>;
     using Small = LearningToDownsampleLayout<4, 4>;

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastscnn_kernels.shapes import convolved, empty_map, nhwc, taps_evenly_spaced
 from fastscnn_kernels.triton import tiles
 from fastscnn_kernels.triton.device import activate, depthwise_sum, pixel_offset, tile_pixels
+from fastscnn_kernels.triton.pointwise_conv import pointwise_conv
 
 
 @triton.jit
@@ -65,8 +66,10 @@ def dsconv(
     mid_activation: str = "none",
     activation: str = "relu",
     residual: Tensor | None = None,
+    head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """One program computes ROWS x COLUMNS pixels and BLOCK_N output channels."""
+    """One program computes ROWS x COLUMNS pixels and BLOCK_N output channels; `head` is a second
+    launch."""
     x, depthwise_weight = nhwc(x), taps_evenly_spaced(depthwise_weight)
     n, ci, h, w = x.shape
     co = pointwise_weight.shape[0]
@@ -85,4 +88,4 @@ def dsconv(
         t.rows, t.columns, t.outer, t.inner,
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
-    return y
+    return y if head is None else pointwise_conv(y, *head, channels_last=False)

@@ -23,7 +23,7 @@ FLAGS = (
     "-DFASTSCNN_CUDA_ON_HOST",
 )
 SOURCES = (
-    *sorted(p for p in CUDA.glob("*.cu") if p.name != "device.cu"),
+    *sorted(CUDA.glob("*.cu")),
     *(CUDA / "bindings.cpp", HERE / "cuda_on_host.cpp", HERE / "module.cpp"),
 )
 

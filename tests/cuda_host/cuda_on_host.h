@@ -1,4 +1,4 @@
-// CUDA kernels on the CPU, for tests: the names of csrc/cuda/{ptx,launch}.cuh, a fiber per thread.
+// CUDA kernels on the CPU, for tests: the names of csrc/cuda/ptx.cuh, a fiber per thread.
 //
 // A block runs its threads one after the other, in an order that a seed decides; a fiber gives way
 // at barriers and warp collectives only. What a GPU does not check is checked here and thrown:
@@ -74,6 +74,8 @@ struct Settings {
     int capability = 90;           // of the pretended device
     int multiprocessors = 132;
     int shared = 227 * 1024;
+    int earlier_error = 0;         // pretended: of a call before a launch, and of
+    int code_error = 0;            // what looks for a kernel's code (cudaError_t)
 };
 extern Settings settings;
 void clear_buffers();
@@ -186,28 +188,6 @@ uint32_t pack(float low, float high) {
     if constexpr (std::is_same_v<T, F16>)
         return on_host::float_to_half(low) | uint32_t(on_host::float_to_half(high)) << 16;
     return float_to_bfloat(low) | float_to_bfloat(high) << 16;
-}
-
-struct Device {
-    int capability, multiprocessors, shared;
-    std::string name;
-};
-
-inline Device present_device() {
-    const on_host::Settings& s = on_host::settings;
-    return {s.capability, s.multiprocessors, s.shared, "the host"};
-}
-
-template <class Params>
-std::string launch(const char* name, void (*kernel)(Params), dim3 grid, int threads, int shared,
-                   CUstream_st*, Params params) {
-    if (shared > on_host::settings.shared) return std::string(name) + ": too much shared memory";
-    try {
-        on_host::run(grid, threads, shared, [&] { kernel(params); });
-    } catch (const std::exception& error) {
-        return std::string(name) + ": " + error.what();
-    }
-    return "";
 }
 
 }  // namespace fastscnn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,22 @@ from fastscnn_kernels import cuda
 
 #: Shared memory of a block in KiB, multiprocessors: Turing, Ada, Hopper.
 DEVICES = {75: (64, 40), 89: (99, 58), 90: (227, 132)}
+
+
+class _Clearing:
+    """The module's functions; after each the buffers that were named for it are forgotten."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return getattr(self._module, name)(*arguments)
+            finally:
+                self._module.clear_buffers()
+
+        return call
 
 
 @contextmanager
@@ -41,16 +57,12 @@ def running_on(
         t = empty(shape, like, dtype)
         return t.fill_(float("nan") if t.is_floating_point() else 255)
 
-    def launch(name: str, x: Tensor, *arguments: Any) -> None:
-        getattr(module, name)(*arguments, 0)
-        module.clear_buffers()
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_address", registered)
         patch.setattr(cuda, "_empty", poisoned)
-        patch.setattr(cuda, "_launch", launch)
-        patch.setattr(cuda, "_extension", lambda: module)
+        patch.setattr(cuda, "_extension", lambda: _Clearing(module))
         patch.setattr(cuda, "_on_device", lambda *_: nullcontext())
+        patch.setattr(cuda, "_stream", lambda: 0)
         try:
             yield
         finally:

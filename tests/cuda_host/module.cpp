@@ -9,6 +9,10 @@ PYBIND11_MODULE(cuda_on_host, m) {
     m.def("set", [](unsigned seed, int capability, int multiprocessors, int shared) {
         on_host::settings = {seed, capability, multiprocessors, shared};
     });
+    m.def("fail", [](int earlier, int code) {  // from now on, until the next `set`
+        on_host::settings.earlier_error = earlier;
+        on_host::settings.code_error = code;
+    });
     m.def("clear_buffers", &on_host::clear_buffers);
     m.def("add_buffer", &on_host::add_buffer);
 }

@@ -1,0 +1,158 @@
+"""Which implementation runs an operation on an NVIDIA GPU: CUDA C++, Triton or PyTorch's own.
+
+CUDA C++ comes first, for the cases its kernels take (`cuda.Refused` says which not), where the
+extension has code for the GPU. Triton does the rest. Where Triton cannot run, the twins in PyTorch
+do the rest beside CUDA C++; with neither CUDA C++ nor Triton one error says how to get them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from fastscnn_kernels import cuda, reference
+
+MINIMUM_TRITON = Version("3.6")
+MINIMUM_CAPABILITY = (8, 0)
+KERNELS = ("auto", "cuda", "triton")
+
+
+class Bound(NamedTuple):
+    """An operation with its weights and options: `run` takes the maps alone."""
+
+    implementation: str
+    run: Callable[..., Any]
+
+
+class Composition:
+    """The operations under the names and signatures of their twins.
+
+    `rest` holds them all, in the implementation called `name`; `cuda_types` are the dtypes of which
+    CUDA C++ takes what it can.
+    """
+
+    def __init__(
+        self, rest: Any, name: str = "triton", cuda_types: tuple[torch.dtype, ...] = ()
+    ) -> None:
+        self._rest = rest
+        self._name = name
+        self._cuda_types = cuda_types
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        rest: Callable[..., Any] = getattr(self._rest, op)
+        if not self._cuda_types or op not in cuda.OPERATIONS:
+            return rest
+        ours = getattr(cuda, op)
+
+        def first_of_both(*args: Any, **options: Any) -> Any:
+            try:
+                return ours(*args, **options)
+            except cuda.Refused:
+                return rest(*args, **options)
+
+        return first_of_both
+
+    def bind(self, op: str, *weights: Any, **options: Any) -> Bound:
+        """The operation for these weights, which CUDA C++ packs here, once."""
+        if op in cuda.OPERATIONS and weights[0].dtype in self._cuda_types:
+            try:
+                return Bound("cuda", cuda.bind(op, *weights, **options))
+            except cuda.Refused:
+                pass
+        run = getattr(self._rest, op)
+        return Bound(self._name, lambda *maps: run(*maps, *weights, **options))
+
+    def implementation(self, op: str, dtype: torch.dtype) -> str:
+        """What runs `op` in `dtype`, if the channels fit: "cuda", "triton" or "torch"."""
+        return "cuda" if op in cuda.OPERATIONS and dtype in self._cuda_types else self._name
+
+    def counters(self, device: torch.device) -> Tensor:
+        """See `cuda.counters`."""
+        return cuda.counters(device)
+
+    def __str__(self) -> str:
+        name = {"triton": "Triton", "torch": "PyTorch"}.get(self._name, self._name)
+        if not self._cuda_types:
+            return name
+        types = " and ".join(str(t).removeprefix("torch.") for t in self._cuda_types)
+        return f"CUDA C++ for {', '.join(cuda.OPERATIONS)} in {types}; {name} for the rest"
+
+
+class _Twins:
+    """The twins on a GPU; float32 stays IEEE's, not TF32."""
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        twin = getattr(reference, op)
+
+        def run(*args: Any, **options: Any) -> Any:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                return twin(*args, **options)
+
+        return run
+
+
+@functools.cache
+def on(device: torch.device, kernels: str = "auto") -> Composition:
+    """What runs on `device`.
+
+    `kernels`: "auto" as the module says, "triton" for Triton alone, "cuda" for an error where CUDA
+    C++ cannot take part. RuntimeError says why something cannot run, and the fix.
+    """
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(KERNELS)}")
+    missing = "" if kernels == "triton" else cuda.missing(device)
+    if kernels == "cuda" and missing:
+        raise RuntimeError(missing)
+    types: tuple[torch.dtype, ...] = ()
+    if kernels != "triton" and not missing:
+        newer = torch.cuda.get_device_capability(device) >= MINIMUM_CAPABILITY
+        types = tuple(cuda.TYPES)[: 2 if newer else 1]
+    try:
+        return Composition(triton_operations(device), "triton", types)
+    except RuntimeError as error:
+        if types:
+            return Composition(_Twins(), "torch", types)
+        raise RuntimeError(f"{error}. CUDA C++: {missing}" if missing else str(error)) from None
+
+
+def assumed(kernels: str = "auto") -> Composition:
+    """What would run on a GPU of compute capability 8.0 or newer that has Triton."""
+    with_cuda = kernels != "triton" and not cuda.missing()
+    return Composition(reference, "triton", tuple(cuda.TYPES) if with_cuda else ())
+
+
+def triton_operations(device: torch.device) -> ModuleType:
+    """`fastscnn_kernels.triton`, or one error that says why it cannot run on `device`."""
+    check_triton()
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MINIMUM_CAPABILITY:
+        raise RuntimeError(
+            f"{torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}: the Triton kernels need 8.0 (Ampere) or newer. "
+            "Build the CUDA C++ kernels, which serve 7.5 (FASTSCNN_CUDA=1 pip install "
+            "--no-build-isolation .), or run on the CPU"
+        )
+    return importlib.import_module("fastscnn_kernels.triton")
+
+
+def check_triton() -> None:
+    """Raises RuntimeError, naming the fix, where Triton is missing or too old."""
+    try:
+        import triton
+    except ImportError:
+        raise RuntimeError(
+            f"CUDA tensors need Triton {MINIMUM_TRITON} or newer, which is not installed: "
+            f'pip install "triton>={MINIMUM_TRITON}"'
+        ) from None
+    if Version(triton.__version__) < MINIMUM_TRITON:
+        raise RuntimeError(
+            f"Triton {triton.__version__} is too old: the kernels need {MINIMUM_TRITON} or newer "
+            f'(it comes with torch 2.10): pip install "triton>={MINIMUM_TRITON}"'
+        )

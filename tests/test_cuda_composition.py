@@ -1,0 +1,135 @@
+"""Which implementation a GPU gets, by what is installed, built and asked for; no GPU is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastscnn.engine import Engine
+from fastscnn.info import info
+from fastscnn.model import FastSCNN
+from fastscnn_kernels import composition, cuda, extension, reference
+
+HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
+NO_CODE = "this build has no code for it; rebuild with FASTSCNN_CUDA=1"
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    composition.on.cache_clear()
+    yield
+    composition.on.cache_clear()
+
+
+def pretend(
+    patch: pytest.MonkeyPatch, *, capability: tuple[int, int], missing: str, triton: str = ""
+) -> None:
+    """A GPU for which CUDA C++ and Triton are `missing` for the reason given, if any."""
+
+    def check_triton() -> None:
+        if triton:
+            raise RuntimeError(triton)
+
+    patch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    patch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    patch.setattr(cuda, "missing", lambda _=None: missing)
+    patch.setattr(composition, "check_triton", check_triton)
+    patch.setattr(composition, "importlib", SimpleNamespace(import_module=lambda _: reference))
+
+
+def chosen(op: str = "dsconv", kernels: str = "auto") -> dict[torch.dtype, str]:
+    ops = composition.on(DEVICE, kernels)
+    return {t: ops.implementation(op, t) for t in (HALF, BFLOAT, SINGLE)}
+
+
+def test_cuda_for_its_blocks_and_triton_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, capability=(9, 0), missing="")
+    assert chosen() == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "triton"}
+    assert chosen("feature_fusion") == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
+    assert chosen(kernels="cuda") == chosen()
+    assert chosen(kernels="triton") == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
+    assert str(composition.on(DEVICE)) == (
+        "CUDA C++ for argmax_head, dsconv, inverted_residual, learning_to_downsample in float16 "
+        "and bfloat16; Triton for the rest"
+    )
+
+
+@pytest.mark.parametrize("missing", ["the extension was built without CUDA", NO_CODE])
+def test_triton_alone(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    pretend(monkeypatch, capability=(8, 6), missing=missing)
+    assert chosen() == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
+    assert str(composition.on(DEVICE)) == "Triton"
+    with pytest.raises(RuntimeError, match=missing):
+        composition.on(DEVICE, "cuda")
+
+
+def test_pytorch_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jetson: no Triton. Turing: Triton cannot serve it, and it multiplies no bfloat16."""
+    with monkeypatch.context() as patch:
+        pretend(patch, capability=(8, 7), missing="", triton="Triton is not installed")
+        assert chosen() == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "torch"}
+        with pytest.raises(RuntimeError, match="Triton is not installed"):
+            composition.on(DEVICE, "triton")
+    composition.on.cache_clear()
+    pretend(monkeypatch, capability=(7, 5), missing="")
+    assert chosen() == {HALF: "cuda", BFLOAT: "torch", SINGLE: "torch"}
+    assert chosen("pyramid_pool") == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
+
+
+def test_with_neither_one_error_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, capability=(8, 7), missing=NO_CODE, triton="Triton is not installed")
+    with pytest.raises(RuntimeError, match=r"Triton is not installed.*FASTSCNN_CUDA=1"):
+        composition.on(DEVICE)
+
+
+def test_the_twins_keep_float32_exact_and_the_switch_as_it_was() -> None:
+    seen: list[bool] = []
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    twins = composition._Twins()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "dsconv", lambda: seen.append(torch.backends.cudnn.allow_tf32))
+        twins.dsconv()
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "device_info", lambda: {"cuda_built": False})
+    assert "FASTSCNN_CUDA=1 pip install" in cuda.missing()
+
+    def unbuilt() -> None:
+        raise ImportError("the compiled kernels cannot be loaded")
+
+    monkeypatch.setattr(extension, "device_info", unbuilt)
+    assert cuda.missing() == "the compiled kernels cannot be loaded"
+    monkeypatch.setattr(extension, "device_info", lambda: {"cuda_built": True})
+    assert cuda.missing() == ""
+
+
+def test_bad_choices_are_named() -> None:
+    with pytest.raises(ValueError, match="kernels='fast': expected one of auto, cuda, triton"):
+        composition.on(DEVICE, "fast")
+    with pytest.raises(ValueError, match="kernels='cuda': the model is on cpu"):
+        Engine(FastSCNN(3).eval(), kernels="cuda")
+
+
+def test_info_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, capability=(7, 5), missing="")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    properties = SimpleNamespace(name="T4", major=7, minor=5, total_memory=2**34)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    text = "\n".join(info())
+    assert "cuda:0: T4, sm_75, 16 GiB" in text
+    assert "in float16; PyTorch for the rest" in text
+    composition.on.cache_clear()
+    monkeypatch.setattr(cuda, "missing", lambda _=None: NO_CODE)
+    text = "\n".join(info())
+    assert "no inference: a GPU has compute capability 7.5" in text
+    assert f"without CUDA C++: {NO_CODE}" in text
