@@ -17,6 +17,12 @@ struct Corners {
     const float *top_left, *top_right, *bottom_left, *bottom_right;
 };
 
+// First class of vector v: the last vector ends at the last class, over the one before it.
+FASTSCNN_INLINE int first_class(int classes, int v) {
+    const int end = classes < kShort * (v + 1) ? classes : kShort * (v + 1);
+    return end < kShort ? 0 : end - kShort;
+}
+
 // The classes that can win somewhere in the cell, ascending; returns how many.
 //
 // Sampling in the form w0 * a + w1 * b is monotone in every corner, also after rounding. So inside
@@ -24,31 +30,30 @@ struct Corners {
 // m stays at or above m: a class with no corner at m or above never wins. In most cells of a real
 // image one class remains. `slack` keeps the classes down to that distance below m.
 int candidates(const Corners& c, int classes, float slack, uint8_t* list) {
-    Vec8 high[(kMaxClasses + 7) / 8];
-    Vec8 best = Vec8{} - INFINITY;
-    const int vectors = (classes + 7) / 8;
+    Short high[(kMaxClasses + kShort - 1) / kShort];
+    Short best = Short{} - INFINITY;
+    const int vectors = (classes + kShort - 1) / kShort;
     for (int v = 0; v < vectors; ++v) {
-        // The last vector ends at the last class: it may overlap the one before it.
-        const int at = classes < 8 ? 0 : 8 * v + 8 <= classes ? 8 * v : classes - 8;
-        Vec8 a, b, d, e;
-        if (classes >= 8) {
-            a = load<Vec8>(c.top_left + at), b = load<Vec8>(c.top_right + at);
-            d = load<Vec8>(c.bottom_left + at), e = load<Vec8>(c.bottom_right + at);
+        const int at = first_class(classes, v);
+        Short a, b, d, e;
+        if (classes >= kShort) {
+            a = load<Short>(c.top_left + at), b = load<Short>(c.top_right + at);
+            d = load<Short>(c.bottom_left + at), e = load<Short>(c.bottom_right + at);
         } else {
-            a = load_first<Vec8>(c.top_left, classes, -INFINITY);
-            b = load_first<Vec8>(c.top_right, classes, -INFINITY);
-            d = load_first<Vec8>(c.bottom_left, classes, -INFINITY);
-            e = load_first<Vec8>(c.bottom_right, classes, -INFINITY);
+            a = load_first<Short>(c.top_left, classes, -INFINITY);
+            b = load_first<Short>(c.top_right, classes, -INFINITY);
+            d = load_first<Short>(c.bottom_left, classes, -INFINITY);
+            e = load_first<Short>(c.bottom_right, classes, -INFINITY);
         }
         high[v] = max(max(a, b), max(d, e));
         best = max(min(min(a, b), min(d, e)), best);
     }
-    const Vec8 bound = Vec8{} + (max_of(best) - slack);
+    const Short bound = Short{} + (max_of(best) - slack);
     int count = 0;
     for (int v = 0; v < vectors; ++v) {
-        const int at = classes < 8 ? 0 : 8 * v + 8 <= classes ? 8 * v : classes - 8;
-        uint32_t set = bits(high[v] >= bound) >> (8 * v - at) << (8 * v - at);
-        if (classes < 8) set &= (1u << classes) - 1;
+        const int at = first_class(classes, v);
+        uint32_t set = bits(high[v] >= bound) >> (kShort * v - at) << (kShort * v - at);
+        if (classes < kShort) set &= (1u << classes) - 1;
         for (; set; set &= set - 1) list[count++] = uint8_t(at + __builtin_ctz(set));
     }
     return count;
@@ -56,11 +61,11 @@ int candidates(const Corners& c, int classes, float slack, uint8_t* list) {
 
 // The corners' scores of the listed classes side by side, padded to whole vectors with zeros.
 struct Gathered {
-    float top_left[kMaxClasses + 8], top_right[kMaxClasses + 8];
-    float bottom_left[kMaxClasses + 8], bottom_right[kMaxClasses + 8];
+    float top_left[kMaxClasses + kShort], top_right[kMaxClasses + kShort];
+    float bottom_left[kMaxClasses + kShort], bottom_right[kMaxClasses + kShort];
 
     void fill(const Corners& c, const uint8_t* list, int count) {
-        for (int i = 0; i < round_up(count, 8); ++i) {
+        for (int i = 0; i < round_up(count, kShort); ++i) {
             const bool listed = i < count;
             top_left[i] = listed ? c.top_left[list[i]] : 0.f;
             top_right[i] = listed ? c.top_right[list[i]] : 0.f;
@@ -74,31 +79,33 @@ struct Gathered {
 template <bool kConfidence>
 void cell_row(const Gathered& c, float w0, float w1, const AxisView& axis, int x, int end,
               const uint8_t* list, int count, uint8_t* labels, float* confidence) {
-    float left[kMaxClasses + 8], right[kMaxClasses + 8];
-    for (int i = 0; i < count; i += 8) {
-        store(left + i, w0 * load<Vec8>(c.top_left + i) + w1 * load<Vec8>(c.bottom_left + i));
-        store(right + i, w0 * load<Vec8>(c.top_right + i) + w1 * load<Vec8>(c.bottom_right + i));
+    float left[kMaxClasses + kShort], right[kMaxClasses + kShort];
+    for (int i = 0; i < count; i += kShort) {
+        store(left + i, w0 * load<Short>(c.top_left + i) + w1 * load<Short>(c.bottom_left + i));
+        store(right + i, w0 * load<Short>(c.top_right + i) + w1 * load<Short>(c.bottom_right + i));
     }
-    for (; x < end; x += 8) {
-        const bool whole = x + 8 <= axis.out;
-        const Vec8 u0 = whole ? load<Vec8>(axis.w0 + x) : load_first<Vec8>(axis.w0 + x, end - x, 0);
-        const Vec8 u1 = whole ? load<Vec8>(axis.w1 + x) : load_first<Vec8>(axis.w1 + x, end - x, 0);
-        Vec8 best = u0 * left[0] + u1 * right[0];
-        Int8 label = Int8{} + list[0];
+    for (; x < end; x += kShort) {
+        const bool whole = x + kShort <= axis.out;
+        const auto weight = [&](const float* w) {
+            return whole ? load<Short>(w + x) : load_first<Short>(w + x, end - x, 0.f);
+        };
+        const Short u0 = weight(axis.w0), u1 = weight(axis.w1);
+        Short best = u0 * left[0] + u1 * right[0];
+        ShortInt label = ShortInt{} + list[0];
         for (int i = 1; i < count; ++i) {
-            const Vec8 score = u0 * left[i] + u1 * right[i];
-            const Int8 wins = score > best;  // not >=: the lowest class wins a tie
+            const Short score = u0 * left[i] + u1 * right[i];
+            const ShortInt wins = score > best;  // not >=: the lowest class wins a tie
             best = wins ? score : best;
-            label = wins ? Int8{} + list[i] : label;
+            label = wins ? ShortInt{} + list[i] : label;
         }
         // Pixels past the cell's end are written too, and overwritten by the next cell.
-        const Byte8 bytes = __builtin_convertvector(label, Byte8);
-        std::memcpy(labels + x, &bytes, whole ? 8 : end - x);
+        const ShortByte bytes = __builtin_convertvector(label, ShortByte);
+        std::memcpy(labels + x, &bytes, whole ? kShort : end - x);
         if (kConfidence) {
-            Vec8 sum = {};
+            Short sum = {};
             for (int i = 0; i < count; ++i)
                 sum += exp_negative(u0 * left[i] + u1 * right[i] - best);
-            store_first(confidence + x, 1.f / sum, whole ? 8 : end - x);
+            store_first(confidence + x, 1.f / sum, whole ? kShort : end - x);
         }
     }
 }
@@ -107,7 +114,7 @@ void cell_row(const Gathered& c, float w0, float w1, const AxisView& axis, int x
 
 // A unit is the output rows between two source rows, worked on cell by cell. Bound by the writes of
 // the labels where one class wins a cell, else by a multiplication, a multiply-add, a comparison
-// and two selections per class that may win and 8 pixels.
+// and two selections per class that may win and kShort pixels.
 void argmax_head(const ArgmaxHeadParams& p) {
     const int rows = p.y.in, cols = p.x.in, classes = p.classes;
     share(p, int64_t(p.batch) * rows, [&](int unit, int) {

@@ -19,28 +19,28 @@ void sample_row(const DenseHeadParams& p, const float* top, const float* bottom,
             float* row = rows + int64_t(c) * width;
             int x = begin;
             // Whole vectors may run past the cell's end: the next cell overwrites them.
-            for (; x < end && x + 8 <= width; x += 8)
-                store(row + x, load<Vec8>(p.x.w0 + x) * left + load<Vec8>(p.x.w1 + x) * right);
+            for (; x < end && x + kShort <= width; x += kShort)
+                store(row + x, load<Short>(p.x.w0 + x) * left + load<Short>(p.x.w1 + x) * right);
             for (; x < end; ++x) row[x] = p.x.w0[x] * left + p.x.w1[x] * right;
         }
     }
 }
 
-// Softmax over classes of pixels x .. x + n - 1 (n <= 8), from rows to out.
+// Softmax over classes of pixels x .. x + n - 1 (n <= kShort), from rows to out.
 FASTSCNN_INLINE void softmax(const float* rows, int64_t row_stride, float* out, int64_t out_stride,
                              int classes, int n) {
     const auto at = [&](int c) {
         const float* p = rows + c * row_stride;
-        return n == 8 ? load<Vec8>(p) : load_first<Vec8>(p, n, 0.f);
+        return n == kShort ? load<Short>(p) : load_first<Short>(p, n, 0.f);
     };
-    Vec8 best = at(0);
+    Short best = at(0);
     for (int c = 1; c < classes; ++c) best = max(best, at(c));
-    Vec8 sum = {};
+    Short sum = {};
     for (int c = 0; c < classes; ++c) sum += exp_negative(at(c) - best);
-    const Vec8 scale = 1.f / sum;
+    const Short scale = 1.f / sum;
     for (int c = 0; c < classes; ++c) {
-        const Vec8 probability = exp_negative(at(c) - best) * scale;
-        if (n == 8)
+        const Short probability = exp_negative(at(c) - best) * scale;
+        if (n == kShort)
             store(out + c * out_stride, probability);
         else
             store_first(out + c * out_stride, probability, n);
@@ -62,8 +62,9 @@ int64_t dense_head(const DenseHeadParams& p) {
         float* rows = p.scratch + int64_t(worker) * classes * width;
         sample_row(p, top, bottom, p.y.w0[y], p.y.w1[y], rows);
         if (p.softmax) {
-            for (int x = 0; x < width; x += 8)
-                softmax(rows + x, width, out + x, plane, classes, width - x < 8 ? width - x : 8);
+            for (int x = 0; x < width; x += kShort)
+                softmax(rows + x, width, out + x, plane, classes,
+                        width - x < kShort ? width - x : kShort);
         } else {
             for (int c = 0; c < classes; ++c)
                 std::memcpy(out + c * plane, rows + int64_t(c) * width, width * sizeof(float));

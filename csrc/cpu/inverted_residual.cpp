@@ -121,8 +121,7 @@ int64_t inverted_residual(const InvertedResidualParams& p) {
         share(p, int64_t(p.batch) * p.h, [&](int unit, int thread) {
             const Worker w = worker(p.scratch + thread * thread_floats);
             const int n = unit / p.h, y = unit % p.h;
-            for (int i = 0; i < chunks; ++i)
-                w.expand(Chunk(panels, i), image(n), y, hidden(n, i));
+            for (int i = 0; i < chunks; ++i) w.expand(Chunk(panels, i), image(n), y, hidden(n, i));
         });
         share(p, int64_t(p.batch) * out_h, [&](int unit, int thread) {
             const Worker w = worker(p.scratch + thread * thread_floats);

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -25,10 +25,12 @@ constexpr int kLanes = 4;
 
 using Vec = float __attribute__((vector_size(4 * kLanes)));
 
-// Eight floats, whatever the registers: for work on short runs, such as the pixels of a x8 cell.
-using Vec8 = float __attribute__((vector_size(32)));
-using Int8 = int32_t __attribute__((vector_size(32)));
-using Byte8 = uint8_t __attribute__((vector_size(8)));
+// For short runs, such as the pixels of a x8 cell: eight floats at most. A compiler takes vectors
+// that are wider than its registers apart into single elements where it comes to selections.
+constexpr int kShort = kLanes < 8 ? kLanes : 8;
+using Short = float __attribute__((vector_size(4 * kShort)));
+using ShortInt = int32_t __attribute__((vector_size(4 * kShort)));
+using ShortByte = uint8_t __attribute__((vector_size(kShort)));
 
 template <class V>
 FASTSCNN_INLINE V load(const float* p) {
@@ -66,38 +68,40 @@ FASTSCNN_INLINE V min(V a, V b) {
     return a < b ? a : b;
 }
 
-FASTSCNN_INLINE float max_of(Vec8 v) {
+FASTSCNN_INLINE float max_of(Short v) {
     float best = v[0];
-    for (int i = 1; i < 8; ++i) best = v[i] > best ? v[i] : best;
+    for (int i = 1; i < kShort; ++i) best = v[i] > best ? v[i] : best;
     return best;
 }
 
 // Bit i is the sign of lane i: turns a comparison into a set.
-FASTSCNN_INLINE uint32_t bits(Int8 mask) {
+FASTSCNN_INLINE uint32_t bits(ShortInt mask) {
 #if defined(__AVX2__)
     return uint32_t(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+    return uint32_t(_mm_movemask_ps((__m128)mask));
 #else
     uint32_t set = 0;
-    for (int i = 0; i < 8; ++i) set |= (uint32_t(mask[i]) >> 31) << i;
+    for (int i = 0; i < kShort; ++i) set |= (uint32_t(mask[i]) >> 31) << i;
     return set;
 #endif
 }
 
 // e^x within 2 ulp for x in -87..0; 0 below.
-FASTSCNN_INLINE Vec8 exp_negative(Vec8 x) {
-    const Vec8 zero = {};
-    const Vec8 shift = zero + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-    const Vec8 n = (x * 1.44269504f + shift) - shift;
-    const Vec8 r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec8 p = zero + 1.9875691500e-4f;
+FASTSCNN_INLINE Short exp_negative(Short x) {
+    const Short zero = {};
+    const Short shift = zero + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Short n = (x * 1.44269504f + shift) - shift;
+    const Short r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Short p = zero + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.f;
-    const Int8 power = (__builtin_convertvector(n, Int8) + 127) << 23;
-    Vec8 scale;
+    const ShortInt power = (__builtin_convertvector(n, ShortInt) + 127) << 23;
+    Short scale;
     std::memcpy(&scale, &power, sizeof scale);
     return x < -87.f ? zero : p * scale;
 }
