@@ -46,6 +46,24 @@ def test_equals_twin(case: Any, dtype: torch.dtype) -> None:
     check(case, ours, args, kwargs)
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.core or c.id == "argmax_head-shrink"], ids=lambda c: c.id
+)
+def test_every_kernel_once(case: Any) -> None:
+    """The selection that `sanitize_gpu.sh` runs; counters serve two launches."""
+    (x, *weights), kwargs = case.make(HALF)
+    x, weights, kwargs = x.cuda(), [on_gpu(w) for w in weights], on_gpu(kwargs)
+    if case.op == "argmax_head":
+        labels = [cuda.argmax_head(x, *weights, **kwargs, confidence=c)[0] for c in (True, False)]
+        assert torch.equal(*labels)
+        return
+    expected = getattr(cuda, case.op)(x, *weights, **kwargs)
+    block = cuda.bind(case.op, *weights, **kwargs)
+    shared = {"counters": cuda.counters(x.device)} if case.op == "inverted_residual" else {}
+    for _ in range(2):
+        assert torch.equal(block(x, **shared), expected)
+
+
 @pytest.mark.parametrize("case", CORE, ids=lambda c: c.id)
 def test_graph_capture_equals_eager(case: Any) -> None:
     args, kwargs = case.make(HALF)

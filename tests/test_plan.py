@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from fastscnn.plan import Row, plan, table
 from fastscnn_kernels import cuda, reference
 from fastscnn_kernels.composition import Composition
 
+ROOT = Path(__file__).parent.parent
 PAPER = PRESETS["paper"]
 TRITON = Composition(reference, "triton")
 BOTH = Composition(reference, "triton", tuple(cuda.TYPES))
@@ -54,6 +57,7 @@ def test_with_cuda_a_frame_is_18_launches() -> None:
         ("pool_join", "triton"), ("feature_fusion", "triton"),
     ]  # fmt: skip
     assert len(rows) == 18
+    assert "\n18 launches." in (ROOT / "csrc" / "cuda" / "BUDGET.md").read_text()
     assert sum(r.flops for r in rows) == sum(r.flops for r in alone)
     moved = sum(r.bytes for r in rows)
     assert moved < sum(r.bytes for r in alone) / 4
