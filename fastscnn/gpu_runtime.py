@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -121,25 +122,23 @@ class GpuRuntime:
     ) -> dict[str, Tensor]:
         """Any of "labels", "confidence" (the float32 probability of each pixel's label),
         "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`)."""
-        scores, size, align = (
-            self.scores(x),
-            out_size or frame_size(x),
-            self.config.head_align_corners,
-        )
+        size, align = out_size or frame_size(x), self.config.head_align_corners
         found: dict[str, Tensor] = {}
-        if "labels" in names or "confidence" in names:
-            found["labels"], found["confidence"] = self.ops.argmax_head(
-                scores, size, align_corners=align, confidence="confidence" in names
-            )
-        if "probabilities" in names:
-            found["probabilities"] = self.ops.softmax_head(scores, size, align_corners=align)
-        if "logits" in names:
-            found["logits"] = reference.resize(scores, size, align)
+        with _on_device_of(x):
+            scores = self.scores(x)
+            if "labels" in names or "confidence" in names:
+                found["labels"], found["confidence"] = self.ops.argmax_head(
+                    scores, size, align_corners=align, confidence="confidence" in names
+                )
+            if "probabilities" in names:
+                found["probabilities"] = self.ops.softmax_head(scores, size, align_corners=align)
+            if "logits" in names:
+                found["logits"] = reference.resize(scores, size, align)
         return {name: found[name] for name in names}
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores at 1/8 of the size of `x`, N x num_classes x h x w, planar."""
-        with torch.no_grad():
+        with torch.no_grad(), _on_device_of(x):
             high = self._downsample.run(x)
             low = self._pyramid.run(self._global_features(high))
             y: Tensor = self._classifier1.run(self._fusion.run(high, low))
@@ -161,6 +160,11 @@ class GpuRuntime:
 def frame_size(x: Tensor) -> Size:
     """(H, W) of a uint8 frame N x H x W x 3 or of a normalised N x 3 x H x W tensor."""
     return (x.shape[1], x.shape[2]) if x.dtype == torch.uint8 else (x.shape[2], x.shape[3])
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Kernels go to the current device; in a trace the registered operations see to it."""
+    return nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(x)
 
 
 def _laid_out(conv: Conv, dtype: torch.dtype) -> Conv:

@@ -45,8 +45,9 @@ def stem_padding(height: int, width: int, padding: int | str) -> tuple[int, int,
 
 def normalize(frame: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 N x H x W x 3 to float32 N x 3 x H x W: (x / 255 - mean) / std, channels_last."""
-    m = torch.tensor(mean, dtype=torch.float32, device=frame.device)
-    s = torch.tensor(std, dtype=torch.float32, device=frame.device)
+    m, s = (  # made on the device: a graph capture allows no copy from the host
+        torch.stack([frame.new_full((), v, dtype=torch.float32) for v in t]) for t in (mean, std)
+    )
     return ((frame.float() / 255 - m) / s).permute(0, 3, 1, 2)
 
 

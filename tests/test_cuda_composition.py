@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from op_cases import CASES, Case
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastscnn.engine import Engine
+from fastscnn.fold import fold
+from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.info import info
 from fastscnn.model import FastSCNN
 from fastscnn_kernels import composition, cuda, extension, reference
@@ -97,6 +103,53 @@ def test_the_twins_keep_float32_exact_and_the_switch_as_it_was() -> None:
     assert seen == [False]
     assert torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.core], ids=lambda c: c.id)
+def test_the_twins_can_be_captured(case: Case) -> None:
+    """A captured graph allows no data from the host, so no twin may make any."""
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    args, kwargs = case.make(HALF)
+    with Watch():
+        getattr(reference, case.op)(*args, **kwargs)
+    assert seen
+    assert not [f for f in seen if "lift_fresh" in f or "_local_scalar" in f or "nonzero" in f]
+
+
+def test_kernels_go_to_the_device_of_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, whatever its arguments are on."""
+    entered: list[torch.device] = []
+    inside: list[int] = []
+
+    @contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        entered.append(x.device)
+        yield
+        entered.pop()
+
+    class Ops:
+        def __getattr__(self, op: str) -> Any:
+            def run(*args: Any, **options: Any) -> Any:
+                inside.append(len(entered))
+                return getattr(reference, op)(*args, **options)
+
+            return run
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    model = FastSCNN(3).eval()
+    runtime = GpuRuntime(fold(model), model.config, 3, SINGLE, ops=Ops())
+    runtime.outputs(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), ("labels", "probabilities"))
+    runtime.scores(torch.zeros(1, 3, 32, 32))
+    assert len(inside) == 2 + 2 * 14
+    assert min(inside) == 1
 
 
 def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

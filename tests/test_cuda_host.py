@@ -219,13 +219,14 @@ ILLEGAL_ADDRESS, NO_IMAGE = 700, 209
     [
         (ILLEGAL_ADDRESS, 0,
          r"dsconv <<<\(1, 1, 1\), 128, \d+>>>: not launched, an earlier CUDA call failed: an "
-         "illegal memory access"),
+         r"illegal memory access was encountered \(in this or an earlier kernel; only a new"),
+        (0, ILLEGAL_ADDRESS, r"dsconv <<<\(1, 1, 1\), 128, \d+>>>: an illegal memory access"),
         (0, NO_IMAGE,
          r"dsconv <<<\(1, 1, 1\), 128, \d+>>>: this build has no code for the host \(sm_90\); "
          "rebuild with FASTSCNN_CUDA=1 and FASTSCNN_CUDA_ARCHS unset or containing 90"),
         (0, 1, r"dsconv <<<\(1, 1, 1\), 128, \d+>>>: invalid argument"),
     ],
-    ids=["earlier-error", "no-code", "launch-failure"],
+    ids=["earlier-error", "sticky-error", "no-code", "launch-failure"],
 )  # fmt: skip
 def test_a_failure_names_kernel_and_launch(
     on_host: ModuleType, earlier: int, code: int, message: str

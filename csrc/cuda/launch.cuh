@@ -30,6 +30,10 @@ inline Device present_device() {
 
 // The reason and, where this build lacks code for the present GPU, how to build it.
 inline std::string explain(cudaError_t error) {
+    if (error == cudaErrorIllegalAddress || error == cudaErrorMisalignedAddress ||
+        error == cudaErrorIllegalInstruction || error == cudaErrorLaunchFailure)
+        return std::string(cudaGetErrorString(error)) +
+               " (in this or an earlier kernel; only a new process can use the GPU again)";
     if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction &&
         error != cudaErrorUnsupportedPtxVersion)
         return cudaGetErrorString(error);
@@ -49,7 +53,7 @@ std::string launch(const char* name, void (*kernel)(Params), dim3 grid, int thre
     cudaError_t error = cudaPeekAtLastError();
     if (error != cudaSuccess) {
         cudaGetLastError();
-        return what + "not launched, an earlier CUDA call failed: " + cudaGetErrorString(error);
+        return what + "not launched, an earlier CUDA call failed: " + explain(error);
     }
     constexpr int kDefaultShared = 48 * 1024;
     if (shared > kDefaultShared)
