@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -337,15 +338,29 @@ def implementation(
     name: str, op: str, args: Any, kwargs: Any, device: torch.device
 ) -> Callable[[], Any]:
     """The operation on these arguments, weights packed in advance where the engine does so."""
-    if name != "CUDA C++":
-        module = reference if name == "torch" else fastscnn_kernels
-        return lambda: getattr(module, op)(*args, **kwargs)
+    if name == "torch":
+        reference.normalize = normalize
+        return lambda: getattr(reference, op)(*args, **kwargs)
+    if name == "Triton":
+        return lambda: getattr(fastscnn_kernels, op)(*args, **kwargs)
     need_cuda_kernels(device)
     if op == "argmax_head":
         return lambda: cuda.argmax_head(*args, **kwargs)
     shared = {"counters": cuda.counters(device)} if op == "inverted_residual" else {}
     bound = cuda.bind(op, *args[1:], **kwargs, **shared)
     return lambda: bound(args[0])
+
+
+@functools.cache
+def _on(device: torch.device, values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, device=device)
+
+
+def normalize(frame: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """`reference.normalize` with its constants on the device, as no graph can capture a copy from
+    the host."""
+    m, s = _on(frame.device, tuple(mean)), _on(frame.device, tuple(std))
+    return ((frame.float() / 255 - m) / s).permute(0, 3, 1, 2)
 
 
 def queued(ready: list[Callable[[], Any]], device: torch.device) -> Call:
