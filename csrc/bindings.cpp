@@ -8,7 +8,7 @@
 #include <array>
 #include <thread>
 
-#include "cpu/packed.h"
+#include "cpu/packed_int8.h"
 #ifdef FASTSCNN_WITH_CUDA
 #include "cuda/bindings.h"
 #include "cuda/device.h"
@@ -163,10 +163,63 @@ void dense_head(Address scores, Address out, int batch, int classes, bool softma
         ws);
 }
 
+// --- int8 -------------------------------------------------------------------------------------
+
+PackedMatrixInt8 make_matrix_int8(Address weight, Address start, Address scale, Address bias,
+                                  int out, int inputs) {
+    return {pointer<int8_t>(weight),
+            pointer<int32_t>(start),
+            pointer(scale),
+            pointer(bias),
+            out,
+            inputs};
+}
+
+PackedTapsInt8 make_taps_int8(Address weight, Address start, Address scale, int channels) {
+    return {pointer<int8_t>(weight), pointer<int32_t>(start), pointer(scale), channels};
+}
+
+Quantizer quantizer(const std::pair<float, int>& q) { return {q.first, q.second}; }
+
+void inverted_residual_int8(Address x, int batch, int h, int w, int stride,
+                            std::pair<float, int> in, const PackedMatrixInt8& expand,
+                            const PackedTapsInt8& taps, const PackedMatrixInt8& project,
+                            bool residual, Address y, const std::string& isa, int threads,
+                            Workspace& ws) {
+    run(find_kernels_int8(isa).inverted_residual,
+        {pointer(x), batch, h, w, stride, quantizer(in), expand.view(), taps.view(), project.view(),
+         residual, pointer(y), &ws.pool(), threads, nullptr},
+        ws);
+}
+
+void dsconv_int8(Address x, int batch, int h, int w, std::pair<float, int> in,
+                 const PackedTapsInt8& taps, const PackedMatrixInt8& weight,
+                 std::array<float, 2> act, const PackedMatrix* last, Address y,
+                 const std::string& isa, int threads, Workspace& ws) {
+    run(find_kernels_int8(isa).dsconv,
+        {pointer(x), batch, h, w, quantizer(in), taps.view(), weight.view(), activation(act),
+         last ? last->view() : Matrix{}, pointer(y), &ws.pool(), threads, nullptr},
+        ws);
+}
+
+void feature_fusion_int8(Address high, Address low, int batch, const Axis& rows, const Axis& cols,
+                         int dilation, std::pair<float, int> high_in, std::pair<float, int> low_in,
+                         const PackedTapsInt8* taps, const PackedMatrixInt8& low_weight,
+                         const PackedMatrixInt8& high_weight, Address y, const std::string& isa,
+                         int threads, Workspace& ws) {
+    run(find_kernels_int8(isa).feature_fusion,
+        {pointer(high), pointer(low), batch, view(rows), view(cols), quantizer(high_in),
+         quantizer(low_in), taps ? taps->view() : TapsInt8{}, dilation, low_weight.view(),
+         high_weight.view(), pointer(y), &ws.pool(), threads, nullptr},
+        ws);
+}
+
 py::dict device_info() {
-    py::list names;
+    py::list names, int8_names;
     for (const Kernels* k : available_kernels()) names.append(k->name);
+    for (const KernelsInt8* k : available_kernels_int8()) int8_names.append(k->name);
     py::dict info;
+    info["cpu_int8_instruction_sets"] = int8_names;
     info["cpu_instruction_sets"] = names;
     info["cpu_instruction_set"] = find_kernels("").name;
     info["cpu_lanes"] = find_kernels("").lanes;
@@ -212,6 +265,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("inverted_residual", &inverted_residual, unlocked);
     m.def("pyramid_pool", &pyramid_pool, unlocked);
     m.def("feature_fusion", &feature_fusion, unlocked);
+    py::class_<PackedMatrixInt8>(m, "MatrixInt8", "Packed int8 weights of a 1x1 convolution.")
+        .def(py::init(&make_matrix_int8));
+    py::class_<PackedTapsInt8>(m, "TapsInt8", "Packed int8 weights of a depthwise convolution.")
+        .def(py::init(&make_taps_int8));
+    m.def("inverted_residual_int8", &inverted_residual_int8, unlocked);
+    m.def("dsconv_int8", &dsconv_int8, unlocked);
+    m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
 #ifdef FASTSCNN_WITH_CUDA

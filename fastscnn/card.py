@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -38,6 +39,9 @@ class Card:
     metrics: dict[str, Any] = field(default_factory=dict)
     machine: str = ""
     wall_time: Any = None
+    #: Lowest and highest value of the input of every convolution that runs in int8 on a CPU, by the
+    #: convolution's name (`fastscnn.quantize`); empty: everything runs in float32.
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     #: Anything else that is JSON.
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -55,9 +59,10 @@ class Card:
             if not _is_list(self.size) or [_is_int(s) and s >= 32 for s in self.size] != [True] * 2:
                 self._refuse("size", "[height, width], both at least 32, or null")
             self.size = (self.size[0], self.size[1])
-        for name in ("metrics", "extra"):
+        for name in ("metrics", "extra", "ranges"):
             if not isinstance(getattr(self, name), dict):
                 self._refuse(name, "a JSON object")
+        self.ranges = {name: _range(name, span) for name, span in self.ranges.items()}
 
     def _refuse(self, name: str, expected: str) -> None:
         raise ValueError(f"card {name}={getattr(self, name)!r}: expected {expected}")
@@ -111,6 +116,15 @@ def _is_int(value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def _range(name: str, value: Any) -> tuple[float, float]:
+    numbers = _is_list(value) and [isinstance(v, float) or _is_int(v) for v in value]
+    if numbers != [True, True] or not -math.inf < value[0] <= 0 <= value[1] < math.inf:
+        raise ValueError(
+            f"card ranges has {name}: {value!r}: expected [low, high] with finite low <= 0 <= high"
+        )
+    return float(value[0]), float(value[1])
 
 
 def _color(value: Any) -> tuple[int, int, int]:

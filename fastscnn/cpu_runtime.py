@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastscnn.config import FastSCNNConfig
+from fastscnn.cpu_trunk import FloatTrunk, Int8Trunk, Ranges, stride_of
 from fastscnn.fold import Conv
 from fastscnn_kernels import cpu, cpu_pack, extension
 
@@ -21,7 +22,8 @@ Step = tuple[str, Callable[[int], None]]
 
 
 class CpuRuntime:
-    """Runs `fold(model)` in float32 on the CPU.
+    """Runs `fold(model)` on the CPU in float32, or, with `ranges` (`fastscnn.quantize.calibrate`),
+    with its trunk in int8.
 
     `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W; either goes wherever
     one is asked for. Every call returns new tensors, and the result does not depend on `threads`
@@ -38,13 +40,14 @@ class CpuRuntime:
         *,
         isa: str = "",
         max_sizes: int = 2,
+        ranges: Ranges | None = None,
     ) -> None:
         self.config = config
         self.num_classes = num_classes
         self._isa = isa
         self._max_sizes = max_sizes
         self.weight_bytes = sum(t.nbytes for conv in folded.values() for t in conv)
-        self._weights = _Weights(folded, config, isa)
+        self._weights = _Weights(folded, config, isa, ranges)
         self._workspace = extension.load().Workspace()
         self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
         self._lock = threading.Lock()
@@ -139,7 +142,13 @@ class CpuRuntime:
 class _Weights:
     """The network's convolutions, packed for one instruction set."""
 
-    def __init__(self, folded: Mapping[str, Conv], config: FastSCNNConfig, isa: str) -> None:
+    def __init__(
+        self,
+        folded: Mapping[str, Conv],
+        config: FastSCNNConfig,
+        isa: str,
+        ranges: Ranges | None = None,
+    ) -> None:
         def conv(name: str) -> Conv:
             return Conv(*(t.detach().float() for t in folded[name]))
 
@@ -152,18 +161,9 @@ class _Weights:
         def dsconv(name: str) -> tuple[Any, Any]:
             return taps(f"{name}.depthwise"), matrix(f"{name}.pointwise")
 
+        extractor = "global_feature_extractor"
         self.stem = matrix("learning_to_downsample.conv", kernel=3)
         self.downsample = [dsconv(f"learning_to_downsample.dsconv{i}") for i in (1, 2)]
-        extractor = "global_feature_extractor"
-        self.blocks = [
-            (
-                matrix(f"{extractor}.bottleneck{stage}.{i}.expand"),
-                taps(f"{extractor}.bottleneck{stage}.{i}.depthwise"),
-                matrix(f"{extractor}.bottleneck{stage}.{i}.project"),
-            )
-            for stage in (1, 2, 3)
-            for i in range(3)
-        ]
         branches = [conv(f"{extractor}.ppm.branches.{i}") for i in range(len(config.ppm_bins))]
         self.pyramid = cpu_pack.Pyramid(
             "CpuRuntime",
@@ -174,12 +174,11 @@ class _Weights:
             128,
             isa,
         )
-        dense = config.ffm_kernel == "dense"
-        self.fusion_first = (matrix if dense else taps)("feature_fusion.depthwise")
-        self.fusion_low = matrix("feature_fusion.low")
-        self.fusion_high = matrix("feature_fusion.high")
-        self.classifier = [dsconv(f"classifier.dsconv{i}") for i in (1, 2)]
+        self.dense = matrix("feature_fusion.depthwise") if config.ffm_kernel == "dense" else None
         self.last = matrix("classifier.conv")
+        self.trunk = (
+            Int8Trunk(conv, config, ranges, isa) if ranges else FloatTrunk(matrix, taps, config)
+        )
 
 
 class _Plan:
@@ -192,7 +191,6 @@ class _Plan:
         self._weights, self._config, self._workspace = weights, config, workspace
         self._shape = (n, h, w)
         self._mid = cpu_pack.bounds("", "", "relu" if config.dsconv_relu else "none")
-        self._relu = cpu_pack.ACTIVATIONS["relu"]
         self._high = self._map(64, h, w)
         self._steps, low, low_h, low_w = self._global_features(h, w)
         self._steps += self._fusion(low, low_h, low_w)
@@ -203,21 +201,17 @@ class _Plan:
 
     def steps(self, stem: Any, source: Tensor, scores: Tensor) -> list[Step]:
         """From `source`, to which `stem` points, to scores."""
-        ext, w = extension.load(), self._weights
-        n, h, wide = self._shape
+        ext, w, relu = extension.load(), self._weights, cpu_pack.ACTIVATIONS["relu"]
 
         def first(threads: int, _alive: Tensor = source) -> None:
             ext.learning_to_downsample(
-                *(stem, *w.downsample[0], *w.downsample[1], self._mid, self._relu, self._high),
+                *(stem, *w.downsample[0], *w.downsample[1], self._mid, relu, self._high),
                 *(threads, self._workspace),
             )
 
-        taps, matrix = w.classifier[1]
         last = self._step(
             "classifier.dsconv2+scores",
-            ext.dsconv,
-            *(self._classified, n, h, wide, 1, 1, taps, self._mid, matrix, self._relu, w.last),
-            scores.data_ptr(),
+            *w.trunk.dsconv(1, self._classified, *self._shape, w.last, scores.data_ptr()),
         )
         return [("learning_to_downsample", first), *self._steps, last]
 
@@ -226,29 +220,24 @@ class _Plan:
         self._maps.append(torch.empty(self._shape[0] * h * w * channels, dtype=torch.float32))
         return self._maps[-1].data_ptr()
 
-    def _step(self, name: str, operation: Callable[..., None], *args: Any) -> Step:
+    def _step(self, name: str, operation: Callable[..., None], args: tuple[Any, ...]) -> Step:
         return name, lambda threads: operation(*args, threads, self._workspace)
 
     def _global_features(self, h: int, w: int) -> tuple[list[Step], int, int, int]:
         """Steps from the high-resolution map to the pooled global map, its address and size."""
         ext, n = extension.load(), self._shape[0]
-        act = cpu_pack.ACTIVATIONS[self._config.bottleneck_activation]
         steps: list[Step] = []
         x = self._high
-        for i, block in enumerate(self._weights.blocks):
-            stride = 2 if i in (0, 3) else 1
-            channels = (64, 96, 128)[i // 3]
-            out_h, out_w = cpu_pack.strided(h, stride), cpu_pack.strided(w, stride)
-            y = self._map(channels, out_h, out_w)
-            args = (x, n, h, w, stride, *block, act, i % 3 > 0, y)
-            steps.append(
-                self._step(f"bottleneck{i // 3 + 1}.{i % 3}", ext.inverted_residual, *args)
-            )
+        for i in range(9):
+            out_h, out_w = (cpu_pack.strided(size, stride_of(i)) for size in (h, w))
+            y = self._map((64, 96, 128)[i // 3], out_h, out_w)
+            block = self._weights.trunk.bottleneck(i, x, n, h, w, y)
+            steps.append(self._step(f"bottleneck{i // 3 + 1}.{i % 3}", *block))
             x, h, w = y, out_h, out_w
         y = self._map(128, h, w)
         pyramid = self._weights.pyramid.arguments(h, w, self._config.ppm_align_corners)
         args = (x, n, h, w, 128, *pyramid, y)
-        steps.append(self._step("pyramid_pool", ext.pyramid_pool, *args))
+        steps.append(self._step("pyramid_pool", ext.pyramid_pool, args))
         return steps, y, h, w
 
     def _fusion(self, low: int, low_h: int, low_w: int) -> list[Step]:
@@ -256,20 +245,16 @@ class _Plan:
         ext, weights, config = extension.load(), self._weights, self._config
         n, h, w = self._shape
         steps: list[Step] = []
-        taps = weights.fusion_first
-        if config.ffm_kernel == "dense":  # commutes with the sampling
-            first, taps, x, low = taps, None, low, self._map(128, low_h, low_w)
-            args: tuple[Any, ...] = (x, 0, n * low_h * low_w, first)
-            args += (cpu_pack.ACTIVATIONS["none"], low)
-            steps.append(self._step("feature_fusion.dense", ext.pointwise_conv, *args))
+        if weights.dense:  # commutes with the sampling
+            x, low = low, self._map(128, low_h, low_w)
+            args = (x, 0, n * low_h * low_w, weights.dense, cpu_pack.ACTIVATIONS["none"], low)
+            steps.append(self._step("feature_fusion.dense", ext.pointwise_conv, args))
         axes = [ext.Axis(*s, config.ffm_align_corners) for s in ((low_h, h), (low_w, w))]
         fused, self._classified = self._map(128, h, w), self._map(128, h, w)
-        args = (self._high, low, n, *axes, taps, config.ffm_dilation)
-        args += (weights.fusion_low, weights.fusion_high, fused)
-        steps.append(self._step("feature_fusion", ext.feature_fusion, *args))
-        taps, matrix = weights.classifier[0]
-        args = (fused, n, h, w, 1, 1, taps, self._mid, matrix, self._relu, None, self._classified)
-        steps.append(self._step("classifier.dsconv1", ext.dsconv, *args))
+        fusion = weights.trunk.fusion(self._high, low, n, axes, fused)
+        steps.append(self._step("feature_fusion", *fusion))
+        first = weights.trunk.dsconv(0, fused, n, h, w, None, self._classified)
+        steps.append(self._step("classifier.dsconv1", *first))
         return steps
 
 

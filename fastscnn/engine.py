@@ -195,7 +195,8 @@ def build_runtime(model: FastSCNN, kernels: str = "auto") -> Any:
         raise ValueError(f"kernels={kernels!r}: the model is on {device}, expected an NVIDIA GPU")
     if device.type != "cpu":
         raise ValueError(f"the model is on {device}: expected the CPU or an NVIDIA GPU")
-    return CpuRuntime(fold(model), model.config, model.num_classes)
+    ranges = model.card.ranges if model.card else None
+    return CpuRuntime(fold(model), model.config, model.num_classes, ranges=ranges)
 
 
 class _Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +102,9 @@ class FusedFastSCNN(FastSCNN):
     (`optimizer.step()`, `load_state_dict`, in-place operations) and after `train()`, `eval()` and
     `.to()`. A write through `.data` cannot be seen: call `refold()` after it. The structure is
     that of `config`; attributes of inner layers (eps, dilation) are not to be changed by hand.
+
+    Where the card has `ranges` (`fastscnn quantize`), float32 inference on a CPU runs its trunk in
+    int8. The ranges are those of the weights that were loaded: `train()` drops them.
     """
 
     _folded: _Folded | None = None
@@ -185,6 +189,8 @@ class FusedFastSCNN(FastSCNN):
 
     def train(self, mode: bool = True) -> FusedFastSCNN:
         self.refold()
+        if mode and self.card and self.card.ranges:  # those of weights that are about to change
+            self.card = replace(self.card, ranges={})
         super().train(mode)
         return self
 

@@ -14,6 +14,7 @@ from fastscnn.checkpoints import (
     find_checkpoint,
 )
 from fastscnn.config import FastSCNNConfig
+from fastscnn.cpu_trunk import check_ranges
 from fastscnn.model import Backbone, FastSCNN
 
 
@@ -52,6 +53,7 @@ def load(
         model = network(found.card.num_classes, config=found.config)
         model.load_state_dict(found.state)
         model.card = found.card
+        _check_ranges(found)
     return model.eval().to(place, dtype)
 
 
@@ -77,6 +79,14 @@ def load_backbone(model: Backbone, weights: str | Path) -> list[str]:
     }
     model.load_state_dict(usable, strict=False)
     return [key for key in own if key not in usable]
+
+
+def _check_ranges(found: Checkpoint) -> None:
+    if found.card.ranges:
+        try:
+            check_ranges(found.card.ranges, found.config)
+        except ValueError as error:
+            raise CheckpointError(f"{found.path}: {error}") from None
 
 
 def _check_classes(found: Checkpoint, num_classes: int | None) -> None:

@@ -1,0 +1,92 @@
+// The int8 kernels: fused blocks whose 1x1 and depthwise convolutions multiply uint8 by int8.
+//
+// Maps between operations stay float; inside, a value v is q = round(v / step) + zero in 0..255.
+// All integers are the same on every instruction set, so that results are too.
+#pragma once
+
+#include "kernels.h"
+
+namespace fastscnn {
+
+// Channels in a block of the byte layouts below; buffers of bytes are padded to it.
+constexpr int kBlock = 64;
+
+// Float to bytes.
+struct Quantizer {
+    float inverse;  // 1 / step
+    int zero;       // byte of the value 0
+};
+
+// Weights of a 1x1 convolution, packed by PackedMatrixInt8. With bytes q of the input,
+// sum = start + w * q; as floats the output is sum * scale + bias, as bytes round(sum * scale).
+struct MatrixInt8 {
+    const int8_t* data;    // [panel][k / 4][channel of the panel][4]
+    const int32_t* start;  // [padded out]
+    const float* scale;    // [padded out]
+    const float* bias;     // [padded out]; 0 for bytes
+    int k;                 // input channels
+    int out;               // output channels
+};
+
+// Weights of a 3x3 depthwise convolution from bytes to bytes, in lane order (simd_int8.h).
+struct TapsInt8 {
+    const int8_t* data;    // [block][column][lane][row 0, 1, 2 and a zero]
+    const int32_t* start;  // [pitch]
+    const float* scale;    // [pitch]
+    int channels;
+    int pitch;  // channels rounded up to blocks
+};
+
+struct InvertedResidualInt8Params {
+    const float* x;  // [batch, h, w, expand.k]
+    int batch, h, w;
+    int stride;
+    Quantizer in;
+    MatrixInt8 expand;   // to bytes of zero 0, which makes it a ReLU
+    TapsInt8 taps;       // likewise
+    MatrixInt8 project;  // to floats
+    bool residual;       // adds x
+    float* y;            // [batch, out h, out w, project.out]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct DsconvInt8Params {
+    const float* x;  // [batch, h, w, taps.channels]
+    int batch, h, w;
+    Quantizer in;
+    TapsInt8 taps;
+    MatrixInt8 weight;  // to floats
+    Activation act;
+    Matrix last;  // a second 1x1, of floats; data null: none
+    float* y;     // [batch, h, w, weight.out or last.out]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct FeatureFusionInt8Params {
+    const float* high;  // [batch, rows.out, cols.out, high_weight.k]
+    const float* low;   // [batch, rows.in, cols.in, low_weight.k]
+    int batch;
+    AxisView rows, cols;
+    Quantizer high_in, low_in;
+    TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
+    int dilation;
+    MatrixInt8 low_weight, high_weight;
+    float* y;  // [batch, rows.out, cols.out, low_weight.out]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct KernelsInt8 {
+    const char* name;    // instruction set
+    const char* floats;  // instruction set for which `last` is packed
+    int64_t (*inverted_residual)(const InvertedResidualInt8Params&);
+    int64_t (*dsconv)(const DsconvInt8Params&);
+    int64_t (*feature_fusion)(const FeatureFusionInt8Params&);
+};
+
+}  // namespace fastscnn
