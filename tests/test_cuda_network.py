@@ -87,6 +87,22 @@ def test_what_a_launcher_refuses_runs_in_the_rest() -> None:
         assert ops.dsconv(*args, **kwargs).shape == (1, 8, 2, 2)
 
 
+def test_layouts_that_cuda_copies_and_addresses_that_it_refuses() -> None:
+    """Strided maps are copied; a map off a 16-byte boundary runs in the rest."""
+    torch.manual_seed(0)
+    c = case("dsconv", "layout", separable, (2, 16, 10, 14), 24)
+    (x, *weights), kwargs = c.make(torch.float16)
+    ops = Composition(reference, "torch", TYPES)
+    shifted = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].view(2, 10, 14, 16).permute(0, 3, 1, 2)
+    shifted.copy_(x)
+    with running_on(compiled.load()):
+        for view in (x[:, :, ::2, 1::3], x.contiguous(), x.flip(3)):
+            check(c, cuda.dsconv(view, *weights, **kwargs), (view, *weights), kwargs)
+        check(c, ops.dsconv(shifted, *weights, **kwargs), (shifted, *weights), kwargs)
+        with pytest.raises(cuda.Refused, match="off a 16-byte boundary"):
+            cuda.dsconv(shifted, *weights, **kwargs)
+
+
 def test_one_block_that_does_not_fit_leaves_the_others_in_cuda() -> None:
     """A float16 network whose downsampling has other channels."""
     model = trained_for_a_moment("paper", 19)
