@@ -36,7 +36,7 @@ def load(
 
     Raises FileNotFoundError, CheckpointError or ValueError, each naming the fix.
     """
-    place = _device(device)
+    place = find_device(device)
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype={dtype}: expected torch.float32, torch.float16 or torch.bfloat16")
     network = FastSCNN
@@ -111,8 +111,11 @@ def _config_hint(found: Checkpoint) -> str:
     return "that of its card (read_checkpoint(path).config)"
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device, after one small tensor was put there."""
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device (by default the GPU if there is one), after one small tensor was put there.
+
+    Raises ValueError naming those that can be used.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

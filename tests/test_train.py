@@ -92,6 +92,8 @@ def test_the_plan_is_printed(
     text = capsys.readouterr().out
     for part in (
         "8 training, 4 validation images, 96x64, 3 classes",
+        "crop 64x96",
+        "best mIoU ",
         "band ",
         "2 an epoch of 4 images each, 5 epochs, 10 in all; 0 done",
         "s a step:",
@@ -100,6 +102,40 @@ def test_the_plan_is_printed(
         "waiting for data",
     ):
         assert part in text, part
+
+
+def test_images_left_over_and_finished_runs_are_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny(epochs=1, batch=5)
+    trainer(recipe, data, tmp_path / "run", quiet=False).run()
+    text = capsys.readouterr().out
+    assert "3 images do not fill a batch" in text
+    assert "nothing to do" not in text
+    trainer(recipe, data, tmp_path / "run", quiet=False).run()
+    assert "nothing to do: the run has all its epochs" in capsys.readouterr().out
+
+
+def test_the_recipe_that_was_chosen_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--epochs", 1, "--batch", 4, "--crop", "64x96", "--workers", 0, "--threads", 1)
+    assert command("train", data, "-o", tmp_path / "run", *small) == 0
+    assert "recipe   own-masks, as --recipe names no other" in capsys.readouterr().out
+
+
+def test_the_last_epoch_is_drawn_without_unreadable_images(data: Path, tmp_path: Path) -> None:
+    """An unreadable validation image is counted by validation; it does not end the run here."""
+    run = trainer(tiny(epochs=3), data, tmp_path / "run", overlays_every=2)
+    run.run()
+    drawn = sorted(p.name for p in (tmp_path / "run/overlays").iterdir())
+    assert drawn == ["epoch_0002", "epoch_0003"]
+    own = write_folder(tmp_path / "own")
+    run = trainer(tiny(), own, tmp_path / "run")
+    image = own / "val/images/001.png"
+    image.write_bytes(image.read_bytes()[:600])
+    written = [p.name for p in run.task.pictures(run.learner.evaluated(), tmp_path / "pictures")]
+    assert written == ["000.png", "002.png", "003.png"]
 
 
 def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path) -> None:
@@ -195,6 +231,31 @@ def test_tensorboard_gets_every_epoch(
     assert points[-1] == ("closed", 0)
 
 
+def test_real_tensorboard_keeps_every_epoch_of_a_continued_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def interrupted(self: Trainer, batch: Any) -> None:
+        if self.progress.step == 5:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    step = Trainer._step
+    recipe, run = tiny(epochs=4), tmp_path / "run"
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(recipe, data, run, tensorboard=True).run()
+    monkeypatch.undo()
+    trainer(recipe, data, run, tensorboard=True).run()
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("loss", "miou", "lr"):
+        rows = read_state(run)["progress"]["rows"]
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-4)) for row in rows]
+        assert [(s.step, s.value) for s in events.Scalars(name)] == expected
+
+
 # Resuming
 
 KILLED = """
@@ -259,6 +320,14 @@ def test_a_run_stopped_within_an_epoch_continues_with_the_next_step(
     torch.manual_seed(123)
     trainer(recipe, data, stopped).run()
     assert_same_state(read_state(stopped), read_state(whole))
+
+
+def test_a_device_that_is_not_there_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "98")
+    with pytest.raises(ValueError, match=r"device 'cuda:98' cannot be used here: .*cpu"):
+        trainer(tiny(), data, tmp_path / "run", device="cuda")
 
 
 def test_another_recipe_or_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
@@ -381,12 +450,26 @@ def test_a_loss_that_is_not_a_number_ends_the_run(
         step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
-    message = r"the loss is nan at epoch 2, step 2 of 2 .*last\.pth holds the last good state"
+    message = (
+        r"the loss is nan at epoch 2, step 2 of 2 .*last\.pth holds the last good state\. "
+        r"Try a lower --lr or --clip-norm 1, with --init .*best\.safetensors and another --out"
+    )
     with pytest.raises(FloatingPointError, match=message):
         run.run()
     state = read_state(tmp_path / "run")
     assert state["progress"]["step"] == 3
     assert all(bool(v.isfinite().all()) for v in state["model"].values())
+
+
+def test_advice_names_no_file_that_is_not_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tiny(epochs=1, clip_norm=1.0, amp="bf16"), data, tmp_path / "run")
+    with torch.no_grad():
+        run.learner.model.classifier.conv.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError) as error:
+        run.run()
+    assert str(error.value).endswith("Try a lower --lr or --amp none, with another --out")
 
 
 def test_weights_that_are_not_numbers_are_never_saved(
@@ -402,8 +485,7 @@ def test_weights_that_are_not_numbers_are_never_saved(
                 self.learner.model.classifier.conv.bias[0] = float("inf")
 
     monkeypatch.setattr(Trainer, "_step", poisoned)
-    with pytest.raises(
-        FloatingPointError, match=r"weights are no longer finite at epoch 2, step 1"
-    ):
+    message = r"weights are no longer finite at epoch 2, step 1"
+    with pytest.raises(FloatingPointError, match=message):
         run.run()
     assert read_state(tmp_path / "run")["progress"]["step"] == 2

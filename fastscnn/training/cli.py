@@ -101,7 +101,8 @@ def _train(args: argparse.Namespace) -> int:
 
     values = {f.name: getattr(args, f.name) for f in fields(Recipe)}
     changes = {k: _number(k, v) for k, v in values.items() if v is not None}
-    recipe = Recipe.read(args.recipe or _default_recipe(args.data), changes)
+    name = args.recipe or _default_recipe(args.data)
+    recipe = Recipe.read(name, changes)
     opened = image_folders if recipe.task == "classify" else open_data
     train: Any = opened(args.data, args.train_split)
     val = opened(args.data, args.val_split)
@@ -118,10 +119,10 @@ def _train(args: argparse.Namespace) -> int:
         plot=args.plot,
     )
     try:
-        trainer = Trainer(recipe, train, val, args.out, options=options, init=args.init)
-        best = trainer.run()
-        if distributed.rank() == 0:
-            print(f"best {trainer.task.score_name} {100 * best:.2f} %: {trainer.folder.best}")
+        distributed.start(options.device)
+        if distributed.rank() == 0 and not args.recipe:
+            print(f"recipe   {name}, as --recipe names no other")
+        Trainer(recipe, train, val, args.out, options=options, init=args.init).run()
     finally:
         distributed.stop()
     return 0

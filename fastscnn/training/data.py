@@ -137,7 +137,7 @@ def check_bad(bad: Sequence[str], total: int, name: str) -> None:
     if len(bad) > BAD_SHARE * total:
         raise ValueError(
             f"data {name}: {len(bad)} of {total} images cannot be read, more than 1 %; "
-            f"first: {bad[0]}"
+            f"mend or remove them; first: {bad[0]}"
         )
 
 

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastscnn.load import find_device
+
 
 def start(device: str) -> torch.device:
     """Joins the processes that `torchrun` started, if it did; returns this one's device."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    place = find_device(f"cuda:{local}" if device == "cuda" else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():

@@ -42,24 +42,29 @@ class Report:
             sys.stdout.flush()
 
     def plan(
-        self, data: Iterator[str], model: str, done: int, device: str, folder: str
-    ) -> None:  # fmt: skip
-        """What the run will do."""
+        self, data: Iterator[str], model: str, done: int, left: int, device: str, folder: str
+    ) -> None:
+        """What the run will do, with `done` of its steps made; `left` images fill no batch."""
         r, n = self.recipe, self.steps_per_epoch
         if not self.shown:
             return
         for line in data:
             self.say(line)
-        paper = Recipe().to_dict()
-        own = ", ".join(f"{k} {v}" for k, v in r.to_dict().items() if v != paper[k])
+        paper, now = Recipe().to_dict(), r.to_dict()
+        values = {k: "x".join(map(str, v)) if isinstance(v, list) else v for k, v in now.items()}
+        own = ", ".join(f"{k} {v}" for k, v in values.items() if now[k] != paper[k])
         self.say(f"recipe   the paper's but {own}" if own else "recipe   the paper's")
         self.say(f"model    {model}")
         self.say(
             f"steps    {n} an epoch of {r.batch} images each, {r.epochs} epochs, "
             f"{n * r.epochs} in all; {done} done"
         )
+        if left:
+            self.say(f"note     {left} images do not fill a batch; others are left out each epoch")
         self.say(f"runs on  {device}")
         self.say(f"writes   {folder}: last.pth, best.safetensors, log.csv")
+        if done == n * r.epochs:
+            self.say("nothing to do: the run has all its epochs; another --out trains anew")
 
     def step(self, step: int, loss: float, lr: float, took: float, waited: float) -> None:
         """After a step: moves the bar; after a few, says how long the run will take."""
@@ -112,6 +117,10 @@ class Report:
         parts.append(f"{duration(left)} left" if done < epochs else f"{duration(seconds)} in all")
         self.say("  ".join(parts))
 
+    def end(self, score: str, best: float, path: str) -> None:
+        """The last line."""
+        self.say(f"best {_NAMES[score]} {100 * best:.2f} %: {path}")
+
     def end_bar(self) -> None:
         """Takes the bar away."""
         if self._bar is not None:
@@ -131,7 +140,8 @@ def machine(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type} {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def commit() -> str:

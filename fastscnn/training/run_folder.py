@@ -124,7 +124,7 @@ def size_on_disk(model: torch.nn.Module) -> int:
 
 
 class Board:
-    """TensorBoard scalars, or nothing."""
+    """TensorBoard scalars, or nothing; of an earlier run those after `step` are hidden."""
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
         self._writer: Any = None
@@ -136,7 +136,7 @@ class Board:
             raise ImportError(
                 "--tensorboard needs the tensorboard package: pip install 'fastscnn[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step)
+        self._writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, values: dict[str, float], step: int) -> None:
         """One point per value."""

@@ -130,7 +130,10 @@ class SegmentTask:
         """Overlays of the truth (left) and the prediction (right) on some validation images."""
         predict = self._predictor(model)
         for pair in self.val.limited(count).pairs:
-            image, mask = pair.read()
+            try:
+                image, mask = pair.read()
+            except ImageError:  # which validation counts and reports
+                continue
             frame = image.permute(1, 2, 0).contiguous()
             both = [
                 overlay(frame.numpy(), labels.numpy(), self.val.classes)

@@ -119,15 +119,18 @@ class Trainer:
         finally:
             self.report.end_bar()
             self._board.close()
+        self.report.end(self.task.score_name, p.best, str(self.folder.best))
         return p.best
 
     def _announce(self) -> None:
         parameters = sum(p.numel() for p in self.learner.model.parameters())
-        processes = f"{distributed.world()} process(es), {self.options.workers} workers each"
+        world, workers = distributed.world(), self.options.workers
+        processes = f"{workers} workers" + (f" for each of {world} processes" * (world > 1))
         self.report.plan(
             self.task.describe(),
             f"{parameters / 1e6:.2f} M parameters; {self.init}",
             self.progress.step,
+            self.order.count % self.order.batch,
             f"{machine(self.device)}; {processes}",
             str(self.folder.path),
         )
@@ -200,10 +203,13 @@ class Trainer:
             if self.folder.state.exists()
             else "nothing was saved yet"
         )
+        advice = ["a lower --lr"]
+        advice += [] if self.recipe.clip_norm else ["--clip-norm 1"]
+        advice += [] if self.recipe.amp == "none" else ["--amp none"]
+        start = f"--init {self.folder.best} and " if self.folder.best.exists() else ""
         return (
             f"{what} at epoch {epoch + 1}, step {within + 1} of {self.order.steps_per_epoch} "
-            f"(images {names}, ...); {kept}. Use a lower --lr, --clip-norm 1 or --amp none, with "
-            f"--init {self.folder.best} and another --out"
+            f"(images {names}, ...); {kept}. Try {' or '.join(advice)}, with {start}another --out"
         )
 
     def _note_skipped(self, messages: list[str]) -> None:
@@ -225,7 +231,8 @@ class Trainer:
         score = None
         if epoch % r.val_every == 0 or epoch == r.epochs:
             score = self.task.validate(self.learner.evaluated())
-        if self.options.overlays_every and epoch % self.options.overlays_every == 0:
+        often = self.options.overlays_every
+        if often and (epoch % often == 0 or epoch == r.epochs):
             self._draw(epoch)
         scores = {} if score is None else score.values
         row = p.finish_epoch(epoch, r.batch, self._lr(), scores, time.perf_counter() - begin)
