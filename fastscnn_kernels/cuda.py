@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -21,21 +20,27 @@ import torch
 from torch import Tensor
 
 from fastscnn_kernels import checks, extension
+from fastscnn_kernels.cuda_pack import (
+    DOWNSAMPLE_CHANNELS,
+    TYPES,
+    PackedDsconv,
+    PackedInvertedResidual,
+    PackedLearningToDownsample,
+    Refused,
+    check_type,
+    pack_dsconv,
+    pack_inverted_residual,
+    pack_learning_to_downsample,
+)
 from fastscnn_kernels.reference import stem_padding
 from fastscnn_kernels.shapes import convolved, nhwc, stem_size
 
-TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 BOUNDS = {
     "none": (float("-inf"), float("inf")),
     "relu": (0.0, float("inf")),
     "relu6": (0.0, 6.0),
 }
-CHUNK = 32  # channels per round of the kernels
 OPERATIONS = ("argmax_head", "dsconv", "inverted_residual", "learning_to_downsample")
-
-
-class Refused(ValueError):
-    """A case that these kernels do not take and other implementations do; nothing was launched."""
 
 
 def built() -> bool:
@@ -109,54 +114,6 @@ def argmax_head(
     return labels, top
 
 
-@dataclass(frozen=True)
-class PackedDsconv:
-    """Weights as the kernel reads them: [tap or input][output], zeros up to whole tiles."""
-
-    depthwise: Tensor  # [9][c up to a multiple of 32]
-    depthwise_bias: Tensor  # float32
-    pointwise: Tensor  # [c ..][o up to a multiple of 64, of 128 with a head or from 65 on]
-    pointwise_bias: Tensor
-    head: Tensor | None  # [128][k up to a multiple of 32]
-    head_bias: Tensor | None
-    channels: tuple[int, int, int]  # in, out, classes (0 without a head)
-
-
-def pack_dsconv(
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    pointwise_weight: Tensor,
-    pointwise_bias: Tensor,
-    *,
-    head: tuple[Tensor, Tensor] | None = None,
-) -> PackedDsconv:
-    """`head` is weight and bias of a further 1x1 convolution to class scores."""
-    op = "dsconv"
-    c, o = depthwise_weight.shape[0], pointwise_weight.shape[0]
-    like = depthwise_weight
-    checks.check_conv(op, "depthwise_", depthwise_weight, depthwise_bias, (c, 1, 3, 3), like)
-    checks.check_conv(op, "pointwise_", pointwise_weight, pointwise_bias, (o, c, 1, 1), like)
-    _check_channels(op, "depthwise_weight", c)
-    _check_channels(op, "pointwise_weight", o)
-    k = 0
-    if head is not None:
-        k = head[0].shape[0]
-        checks.check_conv(op, "head ", *head, (k, o, 1, 1), like)
-        if o > 128:
-            raise Refused(f"{op}: a head on {o} channels, expected at most 128")
-    wide = _up(c, CHUNK)
-    out = _up(o, 64) if o <= 64 and head is None else _up(o, 128)
-    return PackedDsconv(
-        _matrix(depthwise_weight.reshape(c, 9), 9, wide, transpose=True),
-        _vector(depthwise_bias, wide),
-        _matrix(pointwise_weight.reshape(o, c), wide, out, transpose=True),
-        _vector(pointwise_bias, out),
-        None if head is None else _matrix(head[0].reshape(k, o), 128, _up(k, 32), transpose=True),
-        None if head is None else _vector(head[1], _up(k, 32)),
-        (c, o, k),
-    )
-
-
 def dsconv(
     x: Tensor,
     depthwise_weight: Tensor,
@@ -172,7 +129,7 @@ def dsconv(
 ) -> Tensor:
     """Depthwise 3x3, optional activation, pointwise 1x1, activation; with `head` (weight and bias
     of a 1x1 convolution) the class scores of the result, N x K x H x W contiguous."""
-    _check_type("dsconv", "x", x)
+    check_type("dsconv", "x", x)
     packed = pack_dsconv(
         depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, head=head
     )
@@ -216,53 +173,6 @@ def run_dsconv(
     return y if head else y.permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class PackedInvertedResidual:
-    """Weights as the kernel reads them: [tap or input][output], zeros up to whole tiles."""
-
-    expand: Tensor  # [c up to a multiple of 16][hidden up to a multiple of 32]
-    expand_bias: Tensor  # float32
-    depthwise: Tensor  # [9][hidden ..]
-    depthwise_bias: Tensor
-    project: Tensor  # [hidden ..][64, 96 or 128]
-    project_bias: Tensor
-    channels: tuple[int, int]  # in, out
-
-
-def pack_inverted_residual(
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-) -> PackedInvertedResidual:
-    op = "inverted_residual"
-    hidden, c = expand_weight.shape[:2]
-    o = project_weight.shape[0]
-    like = expand_weight
-    checks.check_conv(op, "expand_", expand_weight, expand_bias, (hidden, c, 1, 1), like)
-    checks.check_conv(op, "depthwise_", depthwise_weight, depthwise_bias, (hidden, 1, 3, 3), like)
-    checks.check_conv(op, "project_", project_weight, project_bias, (o, hidden, 1, 1), like)
-    _check_channels(op, "expand_weight", c)
-    _check_channels(op, "project_weight", o)
-    if o > 128:
-        raise Refused(
-            f"{op}: project_weight has {o} outputs, expected at most 128; {_otherwise(op)}"
-        )
-    wide = _up(hidden, CHUNK)
-    out = 64 if o <= 64 else _up(o, 32)
-    return PackedInvertedResidual(
-        _matrix(expand_weight.reshape(hidden, c), _up(c, 16), wide, transpose=True),
-        _vector(expand_bias, wide),
-        _matrix(depthwise_weight.reshape(hidden, 9), 9, wide, transpose=True),
-        _vector(depthwise_bias, wide),
-        _matrix(project_weight.reshape(o, hidden), wide, out, transpose=True),
-        _vector(project_bias, out),
-        (c, o),
-    )
-
-
 def inverted_residual(
     x: Tensor,
     expand_weight: Tensor,
@@ -277,7 +187,7 @@ def inverted_residual(
     residual: bool = False,
 ) -> Tensor:
     """Expand 1x1, depthwise 3x3, project 1x1 without activation, optionally plus x."""
-    _check_type("inverted_residual", "x", x)
+    check_type("inverted_residual", "x", x)
     packed = pack_inverted_residual(
         expand_weight, expand_bias, depthwise_weight, depthwise_bias, project_weight, project_bias
     )
@@ -331,46 +241,6 @@ def run_inverted_residual(
         BOUNDS[activation],
     )
     return y.permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True)
-class PackedLearningToDownsample:
-    """The ten tensors of the kernel in its order: weights [tap or input][output], float32 biases;
-    the stem's [output][10 per row of taps: 3 taps x 3 colours and a zero; 2 zeros]."""
-
-    tensors: tuple[Tensor, ...]
-
-
-#: Channels of the frame and after the stem and each DSConv that the kernel is built for.
-DOWNSAMPLE_CHANNELS = (3, 32, 48, 64)
-
-
-def pack_learning_to_downsample(
-    stem_weight: Tensor,
-    stem_bias: Tensor,
-    dsconv1: Sequence[Tensor],
-    dsconv2: Sequence[Tensor],
-) -> PackedLearningToDownsample:
-    op = "learning_to_downsample"
-    _check_type(op, "stem_weight", stem_weight)
-    channels = (*stem_weight.shape[1::-1], dsconv1[2].shape[0], dsconv2[2].shape[0])
-    if channels != DOWNSAMPLE_CHANNELS:
-        raise Refused(
-            f"{op}: weights for {channels} channels, expected {DOWNSAMPLE_CHANNELS}; "
-            f"{_otherwise(op)}"
-        )
-    _, c1, c2, c3 = channels
-    checks.check_conv(op, "stem_", stem_weight, stem_bias, (c1, 3, 3, 3), stem_weight)
-    stem = stem_weight.new_zeros(c1, 32)
-    rows = stem[:, :30].view(c1, 3, 10)
-    rows[:, :, :9] = stem_weight.detach().permute(0, 2, 3, 1).reshape(c1, 3, 9)
-    tensors = [stem, _vector(stem_bias, c1)]
-    for name, d, c, o in (("dsconv1 ", dsconv1, c1, c2), ("dsconv2 ", dsconv2, c2, c3)):
-        checks.check_conv(op, f"{name}depthwise_", d[0], d[1], (c, 1, 3, 3), stem_weight)
-        checks.check_conv(op, f"{name}pointwise_", d[2], d[3], (o, c, 1, 1), stem_weight)
-        tensors += [_matrix(d[0].reshape(c, 9), 9, c, transpose=True), _vector(d[1], c)]
-        tensors += [_matrix(d[2].reshape(o, c), c, o, transpose=True), _vector(d[3], o)]
-    return PackedLearningToDownsample(tuple(tensors))
 
 
 def learning_to_downsample(
@@ -469,41 +339,7 @@ def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = Non
 
 def _check_map(op: str, name: str, x: Tensor, weight: Tensor | None = None) -> None:
     checks.check_map(op, name, x)
-    _check_type(op, name, x)
+    check_type(op, name, x)
     if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
         raise ValueError(f"{op}: {name} is {x.dtype} on {x.device}, expected {weight.dtype} on "
                          f"{weight.device} as the weights")  # fmt: skip
-
-
-def _check_channels(op: str, name: str, channels: int) -> None:
-    if channels % 8:
-        raise Refused(
-            f"{op}: {name} has {channels} channels, expected a multiple of 8; {_otherwise(op)}"
-        )
-
-
-def _check_type(op: str, name: str, t: Tensor) -> None:
-    if t.dtype not in TYPES:
-        raise Refused(f"{op}: {name} is {t.dtype}, expected float16 or bfloat16; {_otherwise(op)}")
-
-
-def _otherwise(op: str) -> str:
-    return f"fastscnn_kernels.{op} runs it in Triton or PyTorch"
-
-
-def _up(n: int, step: int) -> int:
-    return -(-n // step) * step
-
-
-def _matrix(weight: Tensor, rows: int, columns: int, *, transpose: bool) -> Tensor:
-    """`weight` (transposed: output x input to input x output) in a larger matrix of zeros."""
-    w = weight.detach().t() if transpose else weight.detach()
-    packed = w.new_zeros(rows, columns)
-    packed[: w.shape[0], : w.shape[1]] = w
-    return packed
-
-
-def _vector(bias: Tensor, size: int) -> Tensor:
-    packed = bias.new_zeros(size, dtype=torch.float32)
-    packed[: bias.shape[0]] = bias.detach()
-    return packed
