@@ -55,7 +55,9 @@ class Supervisor:
             if status == 0 and reason is None:
                 return
             if reason == "the time budget was spent" or not self._at:
-                yield {"ended": reason or f"the worker ended ({_status(status)}), see {self._log}"}
+                yield {
+                    "ended": reason or f"the worker ended ({_status(status)}), see {self._log.name}"
+                }
                 return
             group, contestant = self._at["group"], self._at["start"]
             if contestant not in self._skip.get(group, []):

@@ -112,7 +112,7 @@ def test_a_worker_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
         Supervisor(worker(tmp_path, "raise ValueError"), time.time() + 60, tmp_path / "log")
     )
     assert len(messages) == 1
-    assert str(tmp_path / "log") in messages[0]["ended"]
+    assert messages[0]["ended"] == "the worker ended (exit status 1), see log"
     assert "ValueError" in (tmp_path / "log").read_text()
 
 
@@ -292,13 +292,14 @@ def test_outcomes_of_tests(tmp_path: Path) -> None:
     report = tmp_path / "tests.xml"
     report.write_text(
         '<testsuites><testsuite><testcase name="a"/>'
-        '<testcase name="b"><failure message="Failed: wrong labels">trace</failure></testcase>'
+        '<testcase name="b"><failure message="Failed: wrong labels in /home/me/x.py, 1/2">trace'
+        "</failure></testcase>"
         '<testcase name="c"><skipped message="no GPU"/></testcase>'
         '<testcase name="d"><error message="import"/></testcase></testsuite></testsuites>'
     )
     counts, others = gpu_run.outcomes(report)
     assert counts == {"passed": 1, "failed": 2, "skipped": 1}
-    assert others[0] == {"name": "b", "reason": "wrong labels", "failed": True}
+    assert others[0] == {"name": "b", "reason": "wrong labels in x.py, 1/2", "failed": True}
     assert gpu_run.outcomes(tmp_path / "none.xml") == (dict.fromkeys(counts, 0), [])
 
 
@@ -357,6 +358,12 @@ def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert done.returncode == 1
     assert "make gpu needs an NVIDIA GPU" in done.stdout
+
+
+def test_files_with_gpu_tests_are_found() -> None:
+    found = {Path(name).stem for name in gpu_run.gpu_tests()}
+    assert found >= {"test_triton_gpu", "test_cuda_gpu", "test_engine"}
+    assert "test_train" not in found
 
 
 def test_stages_fit_into_nine_minutes() -> None:
