@@ -89,6 +89,8 @@ def layers(scale: int) -> list[Layer]:
             "feature_fusion",
             lambda d: c.fusion((64, *s(128, 256)), (128, *s(32, 64)), False, d)),
         "classifier": ("dsconv", lambda d: c.separable((1, 128, *s(128, 256)), 128, d)),
+        "classifier+scores": (
+            "dsconv", lambda d: c.with_head((1, 128, *s(128, 256)), 128, 19, d)),
         "scores": ("pointwise_conv", lambda d: c.pointwise((1, 128, *s(128, 256)), 19, d)),
         "labels": ("argmax_head", lambda d: labels_alone((1, 19, *s(128, 256)), s(1024, 2048), d)),
     }  # fmt: skip
