@@ -112,6 +112,7 @@ def plot_curves(runs: Sequence[Path], path: Path, score: str | None = None) -> P
     ):  # fmt: skip
         axis.set_xlabel(x)
         axis.set_ylabel(y)
+        axis.set_xlim(left=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
