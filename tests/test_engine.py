@@ -153,6 +153,18 @@ def test_forks_share_weights_not_buffers(model: FastSCNN) -> None:
     assert fork._weights is engine._weights
 
 
+def test_an_engine_on_a_runtime_folds_nothing(
+    model: FastSCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = engine_module.build_runtime(model)
+    f = frames(1, 32, 32)
+    expected = Engine(model)(f)["labels"].clone()
+    monkeypatch.setattr(engine_module, "fold", None)
+    engine = Engine.of_runtime(model, runtime)
+    assert torch.equal(engine(f)["labels"], expected)
+    assert engine._weights.runtime is runtime
+
+
 def test_stream_keeps_order_and_shapes(model: FastSCNN) -> None:
     engine = Engine(model)
     inputs = [frames(1, 32, 40) for _ in range(5)] + [frames(2, 40, 32) for _ in range(2)]
@@ -219,7 +231,7 @@ def test_graph_equals_eager_bit_for_bit(gpu_model: FastSCNN) -> None:
     for shape in ((1, 256, 512), (3, 100, 97)):
         for _ in range(3):
             f = frames(*shape).cuda()
-            expected = engine._weights.compute(f, outputs, None)
+            expected = engine._weights.runtime.outputs(f, outputs)
             got = engine(f)
             assert all(torch.equal(got[k], expected[k]) for k in outputs)
 
