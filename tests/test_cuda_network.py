@@ -21,7 +21,7 @@ from fastscnn.fold import Conv, fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import FastSCNN
 from fastscnn_kernels import cuda, reference
-from fastscnn_kernels.composition import Composition
+from fastscnn_kernels.composition import Composition, _Twins
 
 TYPES = tuple(cuda.TYPES)
 
@@ -41,7 +41,7 @@ def test_scores_equal_the_reference(preset: str) -> None:
     model = trained_for_a_moment(preset, 19)
     frame = torch.randint(0, 256, (1, 67, 90, 3), dtype=torch.uint8)
     x = model.preprocess(frame)
-    ops = Composition(reference, "torch", TYPES)
+    ops = Composition(_Twins(), "torch", TYPES)
     runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ops)
     with running_on(compiled.load(), seed=2), torch.no_grad():
         scores = runtime.scores(frame)
