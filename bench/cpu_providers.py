@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastscnn.cpu_runtime import CpuRuntime
 from fastscnn.fold import fold
 from fastscnn.model import FastSCNN
+from fastscnn.quantize import calibrate
 from fastscnn_kernels import reference
 
 Labeller = Callable[[], Tensor]
@@ -132,9 +133,18 @@ def ours(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
     return lambda: runtime.labels(frame, threads=threads)
 
 
-PROVIDERS = {
-    f.__name__: f for f in (eager, channels_last, compiled, onnxruntime, openvino, ncnn, ours)
-}
+def ours_int8(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+    """The same with the trunk in int8, calibrated on the frame itself."""
+    ranges = calibrate(model, frame)
+    runtime = CpuRuntime(fold(model), model.config, model.num_classes, ranges=ranges)
+    return lambda: runtime.labels(frame, threads=threads)
+
+
+_ALL = (eager, channels_last, compiled, onnxruntime, openvino, ncnn, ours, ours_int8)
+PROVIDERS = {f.__name__: f for f in _ALL}
+
+#: Share of labels that must be right: float32 rounds, 8 bits are 8 bits (on random weights).
+MIN_AGREEMENT = {name: 0.9 if name == "ours_int8" else 0.9999 for name in PROVIDERS}
 
 
 def _need(package: str) -> Any:

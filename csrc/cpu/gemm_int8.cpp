@@ -8,8 +8,10 @@ namespace {
 template <int R, int V, bool kBytes>
 FASTSCNN_INLINE void tile(const GemmInt8& g, const int8_t* w, int64_t pixel, int channel) {
     Int16 sum[R][V];
+#pragma GCC unroll 4
     for (int j = 0; j < V; ++j) {
         const Int16 start = load_as<Int16>(g.w.start + channel + j * kSums);
+#pragma GCC unroll 12
         for (int i = 0; i < R; ++i) sum[i][j] = start;
     }
     const uint8_t* x = g.x + pixel * g.x_stride;
@@ -36,7 +38,7 @@ FASTSCNN_INLINE void tile(const GemmInt8& g, const int8_t* w, int64_t pixel, int
                       bias = load_as<Float16>(g.w.bias + c);
         for (int i = 0; i < R; ++i) {
             const int64_t at = (pixel + i) * g.y_stride + c;
-            Float16 v = __builtin_convertvector(sum[i][j], Float16) * scale + bias;
+            Float16 v = to_floats(sum[i][j]) * scale + bias;
             if (g.add)
                 v += n < kSums ? load_first<Float16>(g.add + at, n, 0.f)
                                : load_as<Float16>(g.add + at);
@@ -51,10 +53,15 @@ FASTSCNN_INLINE void tile(const GemmInt8& g, const int8_t* w, int64_t pixel, int
 
 template <int V, bool kBytes>
 void panel(const GemmInt8& g, const int8_t* w, int pixels, int channel) {
+#if defined(__AVX512F__)
     constexpr int R = V == 4 ? 6 : V == 3 ? 8 : 12;
+#else
+    constexpr int R = 1;  // sums fill the registers
+#endif
     int p = 0;
     for (; p + R <= pixels; p += R) tile<R, V, kBytes>(g, w, p, channel);
-    for (; p + 4 <= pixels; p += 4) tile<4, V, kBytes>(g, w, p, channel);
+    if constexpr (R > 4)
+        for (; p + 4 <= pixels; p += 4) tile<4, V, kBytes>(g, w, p, channel);
     for (; p < pixels; ++p) tile<1, V, kBytes>(g, w, p, channel);
 }
 
