@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +165,37 @@ def test_memory_is_bounded_and_reused() -> None:
     for width in (64, 96, 128, 160):
         run.labels(frames(1, 64, width), threads=1)
     assert run.workspace_bytes() < held
+
+
+PEAK = """
+import re
+from pathlib import Path
+from test_cpu_runtime import frames, network, runtime
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search("VmHWM: *\\t *([0-9]+)", status)[1])
+
+run, frame = runtime(network("paper")), frames(1, 1024, 2048)
+run.labels(frames(1, 64, 64), threads=2)
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+sizes = [peak()]
+for _ in range(4):
+    run.labels(frame, threads=2)
+    sizes.append(peak())
+print(*sizes, run.workspace_bytes())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux counts the peak")
+def test_a_process_needs_120_mb_for_a_large_frame_and_no_more_for_the_next() -> None:
+    """What the system counts, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], cwd=Path(__file__).parent, check=True, capture_output=True
+    )
+    before, first, *_, last, held = map(int, done.stdout.split())
+    assert held <= first - before < 120e6
+    assert last - first < 8e6  # labels and scores of a call come and go
 
 
 def test_bad_input_is_named() -> None:
