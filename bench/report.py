@@ -67,11 +67,18 @@ def networks(entries: list[dict[str, Any]]) -> str:
 
 
 def readme_numbers() -> str:
-    """The README's block: the whole network on the CPU, from the committed results."""
+    """The README's block: the whole network and its operations on the CPU, from the committed
+    results."""
     files = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("cpu-*.json"))]
     entries = [
         e for f in files for e in f["benchmarks"] if e["extra_info"].get("kind") == "network"
     ]
+    (single,) = (
+        e
+        for f in files
+        for e in f["benchmarks"]
+        if e["extra_info"].get("kind") == "operations" and e["extra_info"]["threads"] == 1
+    )
     sources = "; ".join(
         f"`bench/results/{p.name}`: {f['machine_info']['note']}, "
         f"commit {f['commit_info']['id'][:7]}"
@@ -81,7 +88,9 @@ def readme_numbers() -> str:
         "Frame in, labels out, fp32, seeded 19-class weights; medians of interleaved runs, and "
         "in brackets\nhow many times our time that is. `eager` is the reference as a user first "
         "runs it.\n\n"
-        f"{networks(entries)}\n\nMeasured in {sources}.\nRenew with `make bench` and "
+        f"{networks(entries)}\n\nWhere a frame of 1024x2048 spends its time on one thread; GB/s "
+        "counts every operation's inputs and\noutputs once:\n\n"
+        f"{operations(single)}\n\nMeasured in {sources}.\nRenew with `make bench` and "
         "`python bench/report.py --readme`. No GPU figure has been measured yet.\n"
     )
 
