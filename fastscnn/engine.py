@@ -15,7 +15,7 @@ from fastscnn.fold import fold
 from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.model import MIN_SIZE, FastSCNN
 from fastscnn.stream import overlapped
-from fastscnn_kernels import composition
+from fastscnn_kernels import composition, cpu_int8
 
 Size = tuple[int, int]
 Results = dict[str, Tensor]
@@ -195,7 +195,7 @@ def build_runtime(model: FastSCNN, kernels: str = "auto") -> Any:
         raise ValueError(f"kernels={kernels!r}: the model is on {device}, expected an NVIDIA GPU")
     if device.type != "cpu":
         raise ValueError(f"the model is on {device}: expected the CPU or an NVIDIA GPU")
-    ranges = model.card.ranges if model.card else None
+    ranges = model.card.ranges if model.card and cpu_int8.pays() else None
     return CpuRuntime(fold(model), model.config, model.num_classes, ranges=ranges)
 
 

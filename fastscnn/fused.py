@@ -103,8 +103,8 @@ class FusedFastSCNN(FastSCNN):
     `.to()`. A write through `.data` cannot be seen: call `refold()` after it. The structure is
     that of `config`; attributes of inner layers (eps, dilation) are not to be changed by hand.
 
-    Where the card has `ranges` (`fastscnn quantize`), float32 inference on a CPU runs its trunk in
-    int8. The ranges are those of the weights that were loaded: `train()` drops them.
+    Where the card has `ranges` (`fastscnn quantize`), float32 inference on a CPU with AVX-512 runs
+    its trunk in int8. The ranges are those of the weights that were loaded: `train()` drops them.
     """
 
     _folded: _Folded | None = None

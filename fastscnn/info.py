@@ -39,6 +39,7 @@ def shipped_weights() -> list[str]:
 
 
 def _cpu() -> list[str]:
+    from fastscnn_kernels.cpu_int8 import pays
     from fastscnn_kernels.extension import device_info
 
     d = device_info()
@@ -46,6 +47,8 @@ def _cpu() -> list[str]:
         f"cpu: {d['cpu_instruction_set']} (of {', '.join(d['cpu_instruction_sets'])}), "
         f"{torch.get_num_threads()} threads",
         "  float32 inference: C++ kernels; training and other dtypes: the reference in PyTorch",
+        "  int8 checkpoints: "
+        + (f"int8 ({d['cpu_int8_instruction_sets'][0]})" if pays() else "float32, faster here"),
     ]
 
 

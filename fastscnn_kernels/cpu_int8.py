@@ -9,6 +9,13 @@ from torch import Tensor
 from fastscnn_kernels import cpu_pack, extension, int8
 
 
+def pays() -> bool:
+    """Whether int8 is faster than float32 on this CPU: with AVX-512, best with its VNNI
+    (docs/int8.md). AVX2 and the portable path give the same integers, but no gain."""
+    fastest: str = extension.device_info()["cpu_int8_instruction_sets"][0]
+    return fastest.startswith("avx512")
+
+
 def _matrix(product: int8.Product) -> Any:
     """Packs a 1x1 convolution."""
     weight = product.weight.contiguous()

@@ -23,4 +23,5 @@ cd "$build/tree"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
     OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/test_cpu_ops.py \
-    tests/test_cpu_heads.py -k "fuzz or layout or 7 or equal or nan or bits"
+    tests/test_cpu_heads.py tests/test_int8.py \
+    -k "(fuzz or layout or 7 or equal or nan or bits) and not network and not preset"

@@ -38,8 +38,10 @@ SIZES = [(1, 1), (7, 13), (19, 53)]
 
 
 @pytest.fixture(autouse=True)
-def _poisoned() -> Iterator[None]:
-    """torch.empty is filled with NaN, so that an element that is never written is found."""
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.empty is filled with NaN, so that an element that is never written is found; int8 runs
+    on any CPU."""
+    monkeypatch.setattr(cpu_int8, "pays", lambda: True)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     threads = torch.get_num_threads()
@@ -231,6 +233,18 @@ def test_labels_of_the_shipped_weights() -> None:
     got = [model.segment(f) for f in frames]
     agreement = np.mean([a == b for a, b in zip(got, expected, strict=True)])
     assert 0.98 < agreement < 1, agreement
+
+
+def test_float32_where_int8_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = FusedFastSCNN(3).eval(), torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+        model.card = Card(num_classes=3, ranges=calibrate(model, scenes(1)))
+        model.refold()
+        assert not torch.equal(model(x), expected)
+        monkeypatch.setattr(cpu_int8, "pays", lambda: False)
+        model.refold()
+        same(model(x), expected)
 
 
 def test_miou_of_the_shipped_weights(data_dir: Path) -> None:

@@ -38,7 +38,7 @@ def test_every_recipe_is_read_and_the_papers_values_are_the_defaults() -> None:
     assert (paper.scale, paper.flip, paper.crop) == ((0.5, 2.0), True, (1024, 2048))
     cityscapes = Recipe.read("cityscapes")
     assert {d.split()[0] for d in cityscapes.differences(paper)} == {"amp"}
-    assert Recipe.read("camvid").size == (540, 720)
+    assert Recipe.read("camvid").size == (720, 960)
 
 
 def test_changes_come_as_values_or_as_texts() -> None:
