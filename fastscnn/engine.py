@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,6 +22,9 @@ Size = tuple[int, int]
 Results = dict[str, Tensor]
 
 OUTPUTS = ("labels", "confidence", "probabilities", "logits")
+#: Threads capture in turn: `torch.cuda.graph` has one stream for all of them, and what comes before
+#: a capture (a synchronisation of the device) would break another one.
+_CAPTURING = threading.Lock()
 
 
 class Engine:
@@ -222,7 +226,7 @@ class _Graph:
         self._graph: torch.cuda.CUDAGraph | None = None
         self.input = torch.empty_like(frames, memory_format=torch.contiguous_format)
         if frames.device.type == "cuda":
-            with torch.cuda.device(frames.device):
+            with _CAPTURING, torch.cuda.device(frames.device):
                 pool_bytes = self._capture()
             self.bytes = self.input.nbytes + pool_bytes
         else:
@@ -240,7 +244,7 @@ class _Graph:
         torch.cuda.empty_cache()  # entering a capture does so too; here it settles the count
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may allocate
             self._results = self._compute(self.input)
         self._graph = graph
         return torch.cuda.memory_reserved() - before

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -217,6 +222,34 @@ def test_out_of_memory_leaves_the_engine_usable(
             engine(frames(4, 64, 64))
     assert torch.equal(engine(f)["labels"], expected)
     assert engine(frames(4, 64, 64))["labels"].shape == (4, 64, 64)
+
+
+def test_threads_capture_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synchronisation breaks another thread's capture, and so does an allocation unless errors
+    are thread_local; a stand-in for torch.cuda counts them."""
+    active: list[int] = []
+    overlaps: list[int] = []
+    modes: list[str] = []
+
+    @contextmanager
+    def graph(_: Any, capture_error_mode: str = "global") -> Iterator[None]:
+        modes.append(capture_error_mode)
+        overlaps.append(len(active))
+        active.append(1)
+        time.sleep(0.05)
+        yield
+        active.pop()
+
+    fake = MagicMock(graph=graph, synchronize=lambda: overlaps.append(len(active)))
+    fake.memory_reserved.return_value = 0
+    x = MagicMock(nbytes=0)
+    x.device.type = "cuda"
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(torch, "empty_like", lambda *_, **__: x)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: engine_module._Graph(lambda _: {}, x), range(3)))
+    assert modes == ["thread_local"] * 3
+    assert not any(overlaps)
 
 
 @pytest.fixture(scope="module")
