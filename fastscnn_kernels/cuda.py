@@ -10,6 +10,7 @@ through them (`composition`), so that an operation has one name, schema and fake
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -318,7 +319,9 @@ def _on_device(name: str, x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
+@functools.cache
 def _extension() -> ModuleType:
+    """The extension, asked once whether it has the kernels: that takes longer than a launch."""
     if reason := missing():
         raise RuntimeError(reason)
     return extension.load()
