@@ -71,7 +71,10 @@ class Composition:
 
     def implementation(self, op: str, dtype: torch.dtype) -> str:
         """What runs `op` in `dtype`, if the channels fit: "cuda", "triton" or "torch"."""
-        return "cuda" if op in cuda.OPERATIONS and dtype in self._cuda_types else self._name
+        types = self._cuda_types
+        if types and op == "argmax_head":  # multiplies no matrices: Turing runs it in bfloat16 too
+            types = tuple(cuda.TYPES)
+        return "cuda" if op in cuda.OPERATIONS and dtype in types else self._name
 
     def counters(self, device: torch.device) -> Tensor:
         """See `cuda.counters`."""

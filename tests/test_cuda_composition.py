@@ -83,6 +83,7 @@ def test_pytorch_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     composition.on.cache_clear()
     pretend(monkeypatch, capability=(7, 5), missing="")
     assert chosen() == {HALF: "cuda", BFLOAT: "torch", SINGLE: "torch"}
+    assert chosen("argmax_head") == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "torch"}
     assert chosen("pyramid_pool") == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
 
 
@@ -163,6 +164,21 @@ def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.missing() == "the compiled kernels cannot be loaded"
     monkeypatch.setattr(extension, "device_info", lambda: {"cuda_built": True})
     assert cuda.missing() == ""
+
+
+def test_launches_do_not_ask_again_what_the_build_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    module = SimpleNamespace()
+    monkeypatch.setattr(cuda, "missing", lambda _=None: asked.append(1) or "")
+    monkeypatch.setattr(extension, "load", lambda: module)
+    cuda._extension.cache_clear()
+    assert all(cuda._extension() is module for _ in range(3))
+    cuda._extension.cache_clear()
+    assert len(asked) == 1
+    monkeypatch.setattr(cuda, "missing", lambda _=None: NO_CODE)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no code"):
+            cuda._extension()
 
 
 def test_bad_choices_are_named() -> None:
