@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_table
+from gpu_supervisor import python_path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "gpu"
@@ -64,15 +65,18 @@ class Stage:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def run(name: str, command: list[str], seconds: float, **environment: str) -> Stage:
-    """Runs a command in its own process group for at most `seconds`; its output goes to a log."""
+def run(
+    name: str, command: list[str], seconds: float, folder: Path | None = None, **environment: str
+) -> Stage:
+    """Runs a command in its own process group for at most `seconds`; its output goes to a log.
+    `folder`: where, ROOT by default."""
     print(f"== {name} (at most {seconds:.0f} s)", flush=True)
     began = time.monotonic()
     log = WORK / f"{name}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            command, cwd=folder or ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": python_path(), **environment},
         )  # fmt: skip
         try:
             status = process.wait(timeout=seconds)
@@ -101,8 +105,13 @@ def _inside(path: Path) -> str:
 
 def build(gpu: dict[str, Any]) -> Stage:
     arch = f"{gpu['sm']}{SUFFIX.get(gpu['sm'] // 10, '')}"
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return run("build", command, BUILD, FASTSCNN_CUDA_ARCHS=arch)
+    # From a folder without pyproject.toml, whose license setuptools older than 77 cannot read.
+    command = [sys.executable, str(ROOT / "setup.py"), "build_ext", f"--build-lib={ROOT}"]
+    stage = run("build", command, BUILD, WORK, FASTSCNN_CUDA_ARCHS=arch)
+    said = (WORK / "build.log").read_text(errors="replace")
+    if os.environ.get("FASTSCNN_CUDA") != "0" and "fastscnn: no CUDA" in said:
+        stage.result, stage.passed = "without CUDA C++: no nvcc, see build.log", False
+    return stage
 
 
 def tests(data: list[str]) -> Stage:
@@ -115,7 +124,7 @@ def tests(data: list[str]) -> Stage:
         subprocess.Popen(
             [sys.executable, "bench/gpu_worker.py", "--compile-only", dtype], cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": python_path()},
         )
         for dtype in ("float16", "bfloat16", "float32")
     ]  # fmt: skip

@@ -93,7 +93,7 @@ class Supervisor:
                     *("--skip", json.dumps(self._skip), "--done", json.dumps(self._done)),
                 ],
                 stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": _python_path()},
+                env={**os.environ, "PYTHONPATH": python_path()},
             )  # fmt: skip
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(self._process, lines), daemon=True).start()
@@ -130,7 +130,8 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     lines.put(None)
 
 
-def _python_path() -> str:
+def python_path() -> str:
+    """The repository's root, then what the caller added."""
     before = os.environ.get("PYTHONPATH")
     return f"{ROOT}{os.pathsep}{before}" if before else str(ROOT)
 

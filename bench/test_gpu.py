@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_groups import contestants, groups
-from gpu_supervisor import ROOT, Supervisor, worker_command
+from gpu_supervisor import ROOT, Supervisor, python_path, worker_command
 from test_cpu import Playback
 
 START = time.time()
@@ -92,7 +92,7 @@ def test_first_frame(
     place = device(smoke)
     cache = {} if start == "warm" else {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(Path(__file__).parent / "first_frame.py"), start, place]
-    environment = {**os.environ, **cache, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **cache, "PYTHONPATH": python_path()}
     rounds = []
     for _ in range(1 if smoke or start == "cold" else 3):
         done = subprocess.run(

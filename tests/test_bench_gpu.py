@@ -288,6 +288,32 @@ def test_a_stage_ends_at_its_limit_and_may_write_first(work: Path) -> None:
     assert (work / "build" / "gpu" / "nap.log").read_text() == "saved\n"
 
 
+def test_stages_keep_the_packages_that_the_caller_brings(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/brought")
+    script = "import os; print(os.environ['PYTHONPATH'])"
+    assert gpu_run.run("path", [sys.executable, "-c", script], 20.0).passed
+    assert (work / "build" / "gpu" / "path.log").read_text().strip().endswith(":/brought")
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_build_reads_no_pyproject_and_fails_without_a_cuda_compiler(
+    work: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    """setuptools older than 77 refuses the license there, an expression."""
+    monkeypatch.delenv("FASTSCNN_CUDA", raising=False)
+    said = "fastscnn: CUDA 13.0" if found else "fastscnn: no CUDA (FASTSCNN_CUDA=)"
+    (work / "pyproject.toml").touch()
+    (work / "setup.py").write_text(
+        f"import os, sys\nprint({said!r})\nassert not os.path.exists('pyproject.toml')\n"
+        f"assert sys.argv[1:] == ['build_ext', '--build-lib={work}']\n"
+    )
+    stage = gpu_run.build({"sm": 90})
+    assert stage.passed == found
+    assert stage.result == ("passed" if found else "without CUDA C++: no nvcc, see build.log")
+
+
 def test_outcomes_of_tests(tmp_path: Path) -> None:
     report = tmp_path / "tests.xml"
     report.write_text(
