@@ -75,8 +75,8 @@ def run(
     log = WORK / f"{name}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, cwd=folder or ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": python_path(), **environment},
+            command, cwd=folder or ROOT, stdout=out, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": python_path(), **environment}, start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(timeout=seconds)
