@@ -52,18 +52,19 @@ def networks(entries: list[dict[str, Any]]) -> str:
         info = e["extra_info"]
         key = ("x".join(map(str, info["size"])), info["threads"])
         cells.setdefault(key, {})[info["provider"]] = e
-    providers = sorted({p for row in cells.values() for p in row} - {"ours"})
+    providers = sorted({p for row in cells.values() for p in row} - {"ours", "ours_int8"})
     rows = []
     for (size, threads), row in cells.items():
         ours = median_ms(row["ours"])
         info = row["ours"]["extra_info"]
         line = [size, str(threads), f"**{ours:.1f}** ({info['q20_ms']:.1f}..{info['q80_ms']:.1f})"]
+        line.append(f"{median_ms(row['ours_int8']):.1f}" if "ours_int8" in row else "-")
         for p in providers:
             ms = median_ms(row[p]) if p in row else None
             line.append("-" if ms is None else f"{ms:.1f} ({ms / ours:.2f}x)")
         rows.append([*line, f"{100 * info['agreement']:.2f} %"])
-    header = ["frame", "threads", "ours, ms (20..80 %)", *providers, "labels equal to torch"]
-    return table(header, rows)
+    ours_columns = ["ours, ms (20..80 %)", "in int8"]
+    return table(["frame", "threads", *ours_columns, *providers, "labels equal to torch"], rows)
 
 
 def readme_numbers() -> str:
@@ -87,7 +88,7 @@ def readme_numbers() -> str:
     return (
         "Frame in, labels out, fp32, seeded 19-class weights; medians of interleaved runs, and "
         "in brackets\nhow many times our time that is. `eager` is the reference as a user first "
-        "runs it.\n\n"
+        "runs it; `in int8` is\nours after `fastscnn quantize`.\n\n"
         f"{networks(entries)}\n\nWhere a frame of 1024x2048 spends its time on one thread; GB/s "
         "counts every operation's inputs and\noutputs once:\n\n"
         f"{operations(single)}\n\nMeasured in {sources}.\nRenew with `make bench` and "
