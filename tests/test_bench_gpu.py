@@ -367,6 +367,7 @@ def test_benchmarks_run_whatever_the_tests_say(
         ("exit 1", False, "exit status 1"),
         ("echo ========= COMPUTE-SANITIZER; exec sleep 9", True, "stopped after 1 s"),
         ("echo '========= Invalid __global__ read'; exec sleep 9", False, "stopped after 1 s"),
+        ("echo ========= Target application ended; exec sleep 9", True, "stopped after 1 s"),
     ],
 )
 def test_what_the_sanitizer_says_counts(work: Path, script: str, passed: bool, result: str) -> None:
