@@ -46,6 +46,8 @@ class Composition:
         self._cuda_types = cuda_types
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
+        if op.startswith("_"):  # as copies and pickles ask for; no operation
+            raise AttributeError(op)
         rest: Callable[..., Any] = getattr(self._rest, op)
         if not self._cuda_types or op not in cuda.OPERATIONS:
             return rest

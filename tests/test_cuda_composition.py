@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from fastscnn.gpu_runtime import GpuRuntime
 from fastscnn.info import info
 from fastscnn.model import FastSCNN
 from fastscnn_kernels import composition, cuda, extension, reference
+from fastscnn_kernels.composition import Composition
 
 HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
 NO_CODE = "this build has no code for it; rebuild with FASTSCNN_CUDA=1"
@@ -164,6 +166,10 @@ def test_why_cuda_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.missing() == "the compiled kernels cannot be loaded"
     monkeypatch.setattr(extension, "device_info", lambda: {"cuda_built": True})
     assert cuda.missing() == ""
+
+
+def test_a_composition_can_be_copied() -> None:
+    assert str(copy.deepcopy(Composition(None, "torch", (HALF,)))).endswith("PyTorch for the rest")
 
 
 def test_launches_do_not_ask_again_what_the_build_has(monkeypatch: pytest.MonkeyPatch) -> None:
