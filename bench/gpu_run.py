@@ -71,6 +71,8 @@ def run(
     """Runs a command in its own process group for at most `seconds`; its output goes to a log.
     `folder`: where, ROOT by default."""
     print(f"== {name} (at most {seconds:.0f} s)", flush=True)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs,
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which children would inherit
     began = time.monotonic()
     log = WORK / f"{name}.log"
     with log.open("w") as out:
@@ -197,10 +199,12 @@ def outcomes(report: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
 
 
 def measured(written: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON of pytest-benchmark, with their rounds in us, to five digits."""
-    if not written.exists() or not written.stat().st_size:
+    """The rows of a JSON of pytest-benchmark, with their rounds in us, to five digits; none where
+    the process was killed before or while it wrote."""
+    try:
+        rows = json.loads(written.read_text())["benchmarks"]
+    except (FileNotFoundError, json.JSONDecodeError):
         return []
-    rows = json.loads(written.read_text())["benchmarks"]
     return [
         {
             "group": row["group"],

@@ -314,6 +314,14 @@ def test_the_build_reads_no_pyproject_and_fails_without_a_cuda_compiler(
     assert stage.result == ("passed" if found else "without CUDA C++: no nvcc, see build.log")
 
 
+def test_results_that_were_cut_off_are_none(tmp_path: Path) -> None:
+    written = tmp_path / "bench.json"
+    assert gpu_run.measured(written) == []
+    for text in ("", '{"benchmarks": [{"group": "a", '):
+        written.write_text(text)
+        assert gpu_run.measured(written) == []
+
+
 def test_outcomes_of_tests(tmp_path: Path) -> None:
     report = tmp_path / "tests.xml"
     report.write_text(
@@ -401,7 +409,8 @@ def test_stages_fit_into_nine_minutes() -> None:
 
 
 def test_make_gpu_passes_data_and_commit() -> None:
-    command = ["make", "-n", "gpu", "DATA=somewhere", "COMMIT=abc", "GPU_PYTHON=python3.12"]
+    given = ["DATA=somewhere", "COMMIT=abc", "GPU_PYTHON=python3.12"]
+    command = ["make", "--no-print-directory", "-n", "gpu", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python3.12 bench/gpu_run.py --data somewhere --commit abc"
 
