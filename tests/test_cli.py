@@ -294,7 +294,7 @@ def test_make_demo_overwrites_only_when_told() -> None:
         pytest.skip("needs make")
 
     def commands(*options: str) -> str:
-        argv = [make, "--dry-run", "demo", "IMAGE=a b.jpg", *options]
+        argv = [make, "--no-print-directory", "--dry-run", "demo", "IMAGE=a b.jpg", *options]
         return subprocess.run(
             argv, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
         ).stdout.splitlines()[-1]
