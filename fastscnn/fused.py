@@ -104,7 +104,8 @@ class FusedFastSCNN(FastSCNN):
     that of `config`; attributes of inner layers (eps, dilation) are not to be changed by hand.
 
     Where the card has `ranges` (`fastscnn quantize`), float32 inference on a CPU with AVX-512 runs
-    its trunk in int8. The ranges are those of the weights that were loaded: `train()` drops them.
+    its trunk in int8. The ranges are those of the weights that were loaded: `train()` and
+    `load_state_dict` drop them.
     """
 
     _folded: _Folded | None = None
@@ -189,10 +190,19 @@ class FusedFastSCNN(FastSCNN):
 
     def train(self, mode: bool = True) -> FusedFastSCNN:
         self.refold()
-        if mode and self.card and self.card.ranges:  # those of weights that are about to change
-            self.card = replace(self.card, ranges={})
+        if mode:
+            self._drop_ranges()
         super().train(mode)
         return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._drop_ranges()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _drop_ranges(self) -> None:
+        """Those of the card belong to weights that are about to change."""
+        if self.card and self.card.ranges:
+            self.card = replace(self.card, ranges={})
 
     def _apply(self, *args: Any, **kwargs: Any) -> FusedFastSCNN:
         self.refold()

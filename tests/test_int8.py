@@ -277,6 +277,14 @@ def test_training_drops_the_ranges() -> None:
     assert model.card.ranges == {}
 
 
+def test_other_weights_drop_the_ranges() -> None:
+    model, other, x = FusedFastSCNN(3).eval(), FusedFastSCNN(3).eval(), torch.rand(1, 3, 64, 96)
+    model.card = Card(num_classes=3, ranges=calibrate(model, scenes(1)))
+    model.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        same(model(x), other(x))
+
+
 def test_calibration_takes_the_mean_of_the_frames_extremes() -> None:
     model = network("paper").eval()
     frames = scenes(3)
