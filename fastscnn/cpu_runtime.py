@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastscnn.config import FastSCNNConfig
-from fastscnn.cpu_trunk import FloatTrunk, Int8Trunk, Ranges, stride_of
-from fastscnn.fold import Conv
+from fastscnn.cpu_trunk import FloatTrunk, Int8Trunk, Ranges
+from fastscnn.fold import BOTTLENECKS, Conv
 from fastscnn_kernels import cpu, cpu_pack, extension
 
 Size = tuple[int, int]
@@ -229,7 +229,7 @@ class _Plan:
         steps: list[Step] = []
         x = self._high
         for i in range(9):
-            out_h, out_w = (cpu_pack.strided(size, stride_of(i)) for size in (h, w))
+            out_h, out_w = (cpu_pack.strided(size, BOTTLENECKS[i][1]) for size in (h, w))
             y = self._map((64, 96, 128)[i // 3], out_h, out_w)
             block = self._weights.trunk.bottleneck(i, x, n, h, w, y)
             steps.append(self._step(f"bottleneck{i // 3 + 1}.{i % 3}", *block))

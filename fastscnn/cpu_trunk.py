@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import Conv
+from fastscnn.fold import BOTTLENECKS, Conv
 from fastscnn_kernels import cpu_int8, cpu_pack, extension, int8
 
-BOTTLENECKS = [
-    f"global_feature_extractor.bottleneck{stage}.{i}" for stage in (1, 2, 3) for i in range(3)
-]
 DSCONVS = ["classifier.dsconv1", "classifier.dsconv2"]
 
 #: Lowest and highest value of the input of a convolution, by the convolution's name.
@@ -24,16 +21,15 @@ Ranges = Mapping[str, tuple[float, float]]
 Operation = tuple[Callable[..., None], tuple[Any, ...]]
 
 
-def stride_of(i: int) -> int:
-    """Stride of bottleneck i of nine."""
-    return 2 if i in (0, 3) else 1
-
-
 def int8_inputs(config: FastSCNNConfig) -> list[str]:
     """Names of the convolutions whose inputs are bytes in an `Int8Trunk`."""
     fusion = ["low", "high"] if config.ffm_kernel == "dense" else ["depthwise", "low", "high"]
     return [
-        *(f"{name}.{part}" for name in BOTTLENECKS for part in ("expand", "depthwise", "project")),
+        *(
+            f"{name}.{part}"
+            for name, _ in BOTTLENECKS
+            for part in ("expand", "depthwise", "project")
+        ),
         *(f"feature_fusion.{part}" for part in fusion),
         *(f"{name}.{part}" for name in DSCONVS for part in ("depthwise", "pointwise")),
     ]
@@ -57,7 +53,7 @@ class FloatTrunk:
         self._config = config
         self._blocks = [
             (matrix(f"{name}.expand"), taps(f"{name}.depthwise"), matrix(f"{name}.project"))
-            for name in BOTTLENECKS
+            for name, _ in BOTTLENECKS
         ]
         dense = config.ffm_kernel == "dense"
         self._fusion_taps = None if dense else taps("feature_fusion.depthwise")
@@ -69,7 +65,7 @@ class FloatTrunk:
     def bottleneck(self, i: int, x: int, n: int, h: int, w: int, y: int) -> Operation:
         """Block i of nine, from the n x h x w map x to y."""
         act = cpu_pack.ACTIVATIONS[self._config.bottleneck_activation]
-        args = (x, n, h, w, stride_of(i), *self._blocks[i], act, i % 3 > 0, y)
+        args = (x, n, h, w, BOTTLENECKS[i][1], *self._blocks[i], act, i % 3 > 0, y)
         return extension.load().inverted_residual, args
 
     def fusion(self, high: int, low: int, n: int, axes: Sequence[Any], y: int) -> Operation:
@@ -104,7 +100,7 @@ class Int8Trunk:
             a, b = f"{name}.depthwise", f"{name}.pointwise"
             return cpu_int8.Dsconv(int8.dsconv_weights(conv(a), conv(b), (ranges[a], ranges[b])))
 
-        self._blocks = [block(name) for name in BOTTLENECKS]
+        self._blocks = [block(name) for name, _ in BOTTLENECKS]
         low, high = "feature_fusion.low", "feature_fusion.high"
         first = None if config.ffm_kernel == "dense" else "feature_fusion.depthwise"
         self._fusion = cpu_int8.FeatureFusion(
@@ -117,7 +113,7 @@ class Int8Trunk:
 
     def bottleneck(self, i: int, x: int, n: int, h: int, w: int, y: int) -> Operation:
         """Block i of nine, from the n x h x w map x to y."""
-        args = (x, n, h, w, stride_of(i), *self._blocks[i].arguments, i % 3 > 0, y, self._isa)
+        args = (x, n, h, w, BOTTLENECKS[i][1], *self._blocks[i].arguments, i % 3 > 0, y, self._isa)
         return extension.load().inverted_residual_int8, args
 
     def fusion(self, high: int, low: int, n: int, axes: Sequence[Any], y: int) -> Operation:

@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from fastscnn.blocks import ConvBN
 from fastscnn.model import FastSCNN
 
+#: (module, stride) of the nine bottlenecks in order.
+BOTTLENECKS = tuple(
+    (f"global_feature_extractor.bottleneck{stage}.{i}", 2 if i == 0 and stage < 3 else 1)
+    for stage in (1, 2, 3)
+    for i in range(3)
+)
+
 
 class Conv(NamedTuple):
     """A convolution with everything folded in: weight (out, in / groups, kh, kw) and bias (out)."""

@@ -11,18 +11,11 @@ from torch import Tensor
 
 import fastscnn_kernels
 from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import Conv
+from fastscnn.fold import BOTTLENECKS, Conv
 from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition
 
 Size = tuple[int, int]
-
-#: (module, stride) of the nine bottlenecks in order.
-BOTTLENECKS = tuple(
-    (f"global_feature_extractor.bottleneck{stage}.{i}", 2 if i == 0 and stage < 3 else 1)
-    for stage in (1, 2, 3)
-    for i in range(3)
-)
 
 
 class GpuRuntime:
