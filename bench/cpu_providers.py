@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.fold import fold
-from fastscnn.model import FastSCNN
+from fastscnn.inference.cpu_runtime import CpuRuntime
+from fastscnn.inference.fold import fold
+from fastscnn.network.model import FastSCNN
 from fastscnn.quantize import calibrate
 from fastscnn_kernels import reference
 

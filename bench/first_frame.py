@@ -25,8 +25,8 @@ def main(start: str, place: str) -> None:
         torch.cuda.synchronize()
     began = time.perf_counter()
     import fastscnn
-    from fastscnn.engine import Engine
-    from fastscnn_kernels import cuda
+    from fastscnn.inference.engine import Engine
+    from fastscnn_kernels.cuda import operations as cuda
 
     if start == "CUDA C++ alone" and (device.type != "cuda" or cuda.missing(device)):
         print(cuda.missing(device) if device.type == "cuda" else "CUDA C++ kernels need a GPU")

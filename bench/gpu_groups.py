@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from gpu_providers import COMPILED, OURS, TORCH, Provider
 
-from fastscnn_kernels import cuda
+from fastscnn_kernels.cuda import operations as cuda
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import op_cases

@@ -19,10 +19,10 @@ from cpu_providers import Unavailable, _need
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastscnn.engine import Engine, build_runtime
-from fastscnn.fold import fold
-from fastscnn.model import FastSCNN
-from fastscnn_kernels import cuda
+from fastscnn.inference.engine import Engine, build_runtime
+from fastscnn.inference.fold import fold
+from fastscnn.network.model import FastSCNN
+from fastscnn_kernels.cuda import operations as cuda
 
 Labeller = Callable[[Tensor], Tensor]
 HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32

@@ -38,10 +38,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastscnn
 import fastscnn_kernels
-from fastscnn.model import FastSCNN
-from fastscnn.plan import BYTES_PER_SECOND, FLOPS_PER_SECOND, plan
-from fastscnn.segment import resize_frames
-from fastscnn_kernels import composition, cuda, reference
+from fastscnn.inference.plan import BYTES_PER_SECOND, FLOPS_PER_SECOND, plan
+from fastscnn.network.model import FastSCNN
+from fastscnn.network.segment import resize_frames
+from fastscnn_kernels import composition, reference
+from fastscnn_kernels.cuda import operations as cuda
 
 PASSES = 4
 BLOCKS = 2

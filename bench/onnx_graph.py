@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import Conv
+from fastscnn.inference.fold import Conv
+from fastscnn.network.config import FastSCNNConfig
 
 Size = tuple[int, int]
 

@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from cpu_providers import NEAR, PROVIDERS, Unavailable
 from torch import Tensor
 
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.fold import fold
-from fastscnn.model import FastSCNN
-from fastscnn_kernels import cpu, reference
+from fastscnn.inference.cpu_runtime import CpuRuntime
+from fastscnn.inference.fold import fold
+from fastscnn.network.model import FastSCNN
+from fastscnn_kernels import reference
+from fastscnn_kernels.cpu import operations as cpu
 
 #: Size: rounds.
 SIZES = {(1024, 2048): 5, (512, 1024): 9, (256, 512): 15}

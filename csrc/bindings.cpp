@@ -1,5 +1,5 @@
 // The one file that knows Python. Callers pass addresses and sizes that they have checked
-// (fastscnn_kernels/cpu.py), in the order of the Params structs of cpu/kernels.h; every call
+// (fastscnn_kernels/cpu/operations.py), in the order of the Params structs of cpu/kernels.h; every call
 // releases the interpreter lock.
 
 #include <pybind11/pybind11.h>

@@ -4,16 +4,16 @@ import sys
 from pathlib import Path
 
 try:
-    from fastscnn.checkpoints import convert, save
+    from fastscnn.checkpoints.files import convert, save
     from fastscnn.classes import CAMVID, CITYSCAPES, Classes
-    from fastscnn.config import PRESETS, FastSCNNConfig
-    from fastscnn.engine import Engine
-    from fastscnn.fold import fold
-    from fastscnn.fused import FusedFastSCNN
+    from fastscnn.inference.engine import Engine
+    from fastscnn.inference.fold import fold
+    from fastscnn.inference.fused import FusedFastSCNN
     from fastscnn.info import __version__, info
     from fastscnn.load import load, load_backbone
-    from fastscnn.model import FastSCNN, FastSCNNClassifier
-    from fastscnn.visualize import colorize, overlay
+    from fastscnn.media.visualize import colorize, overlay
+    from fastscnn.network.config import PRESETS, FastSCNNConfig
+    from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 except KeyboardInterrupt:  # torch takes seconds to load, and here no command can catch it yet
     if Path(sys.argv[0]).name in ("-m", "fastscnn"):
         sys.exit(130)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import Any
 
 import torch
+
+from fastscnn.arguments import positive, size
+from fastscnn.checkpoints.shipped import shipped_weights
 
 
 def _version(package: str) -> str:
@@ -32,14 +36,8 @@ def info() -> list[str]:
     return lines
 
 
-def shipped_weights() -> list[str]:
-    """Names that `fastscnn.load` takes."""
-    folder = Path(__file__).parent / "weights"
-    return sorted(p.stem for p in folder.glob("*.safetensors"))
-
-
 def _cpu() -> list[str]:
-    from fastscnn_kernels.cpu_int8 import pays
+    from fastscnn_kernels.cpu.int8 import pays
     from fastscnn_kernels.extension import device_info
 
     d = device_info()
@@ -53,7 +51,8 @@ def _cpu() -> list[str]:
 
 
 def _gpu() -> list[str]:
-    from fastscnn_kernels import composition, cuda
+    from fastscnn_kernels import composition
+    from fastscnn_kernels.cuda import operations as cuda
 
     if not torch.cuda.is_available():
         built = "built with CUDA" if cuda.built() else "built without CUDA"
@@ -70,3 +69,24 @@ def _gpu() -> list[str]:
         if missing := cuda.missing(device):
             lines.append(f"  without CUDA C++: {missing}")
     return lines
+
+
+def add_info_parser(commands: Any) -> None:
+    """Adds `info`; its `run(args)` returns the exit code."""
+    p = commands.add_parser("info", help="version, devices, and what runs where")
+    p.add_argument("--plan", type=size, metavar="HxW", help="kernels that a frame of HxW costs")
+    p.add_argument("--batch", type=positive, default=1, help="frames at once, for --plan")
+    p.add_argument("--weights", default="camvid", help="whose network, for --plan")
+    p.set_defaults(run=_info)
+
+
+def _info(args: argparse.Namespace) -> int:
+    if args.plan is None:
+        print("\n".join(info()))
+    else:
+        from fastscnn.inference.plan import table
+        from fastscnn.load import load
+
+        model: Any = load(args.weights, device="cpu")
+        print(table(model.plan(args.plan, batch=args.batch)))
+    return 0

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from fastscnn.card import Card
-from fastscnn.checkpoints import (
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import (
     Checkpoint,
     CheckpointError,
     config_differences,
     find_checkpoint,
 )
-from fastscnn.config import FastSCNNConfig
-from fastscnn.cpu_trunk import check_ranges
-from fastscnn.model import Backbone, FastSCNN
+from fastscnn.inference.cpu_trunk import check_ranges
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import Backbone, FastSCNN
 
 
 def load(
@@ -41,7 +41,7 @@ def load(
         raise ValueError(f"dtype={dtype}: expected torch.float32, torch.float16 or torch.bfloat16")
     network = FastSCNN
     if fused:
-        from fastscnn.fused import FusedFastSCNN
+        from fastscnn.inference.fused import FusedFastSCNN
 
         network = FusedFastSCNN
     if weights is None:
@@ -107,7 +107,7 @@ def _config_hint(found: Checkpoint) -> str:
     if found.config == FastSCNNConfig.paper():
         return "FastSCNNConfig.paper()"
     if found.layout.table:
-        return f"fastscnn.checkpoints.LAYOUTS[{found.layout.name!r}].config"
+        return f"fastscnn.checkpoints.layouts.LAYOUTS[{found.layout.name!r}].config"
     return "that of its card (read_checkpoint(path).config)"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from fastscnn.card import Card
-from fastscnn.checkpoints import save
-from fastscnn.cpu_trunk import int8_inputs
-from fastscnn.frames import IMAGE_SUFFIXES, read_image
+from fastscnn.arguments import positive
+from fastscnn.arguments import size as size_type
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import save
+from fastscnn.inference.cpu_trunk import int8_inputs
 from fastscnn.load import load
-from fastscnn.model import FastSCNN
-from fastscnn.segment import Size
+from fastscnn.media.frames import IMAGE_SUFFIXES, read_image
+from fastscnn.network.model import FastSCNN
+from fastscnn.network.segment import Size
 
 Spans = dict[str, tuple[float, float]]
 
@@ -118,3 +122,37 @@ def _images(source: Path, limit: int) -> list[Path]:
         raise ValueError(f"limit={limit}: expected 1 or more")
     count = min(limit, len(files))
     return [files[i * len(files) // count] for i in range(count)]
+
+
+def add_quantize_parser(commands: Any) -> None:
+    """Adds `quantize`; its `run(args)` returns the exit code."""
+    p = commands.add_parser("quantize", help="calibrate a checkpoint for int8 on CPUs")
+    p.add_argument("images", type=Path, metavar="IMAGES", help="folder of images to calibrate on")
+    p.add_argument("-o", "--out", type=Path, required=True, help="checkpoint (.safetensors)")
+    p.add_argument("--weights", default="camvid", help="checkpoint file or shipped name")
+    p.add_argument("--size", type=size_type, help="network input HxW (default: the weights' own)")
+    p.add_argument("--limit", type=positive, default=100, help="images at most (default 100)")
+    p.add_argument("--force", action="store_true", help="overwrite an existing file")
+    p.set_defaults(run=_quantize)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from fastscnn_kernels.cpu.int8 import pays
+
+    done = quantize(
+        args.images,
+        args.out,
+        weights=args.weights,
+        size=args.size,
+        limit=args.limit,
+        force=args.force,
+        progress=lambda files: tqdm(files, unit="image"),
+    )
+    print(
+        f"calibrated on {done.images} images; int8 labels are those of float32 on "
+        f"{done.agreement:.2%} of their pixels ({done.worst:.2%} of the worst image)\n"
+        f"written to {args.out}"
+    )
+    if not pays():
+        print("this CPU, without AVX-512, runs it in float32: the comparison says nothing of int8")
+    return 0

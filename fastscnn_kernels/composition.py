@@ -17,7 +17,8 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from fastscnn_kernels import cuda, reference
+from fastscnn_kernels import reference
+from fastscnn_kernels.cuda import operations as cuda
 
 MINIMUM_TRITON = Version("3.6")
 MINIMUM_CAPABILITY = (8, 0)

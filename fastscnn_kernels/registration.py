@@ -60,7 +60,7 @@ def cpu_implementation(name: str, *args: Any) -> Implementation:
     """C++ where all tensors are float32 (or uint8 frames), the twin for every other dtype."""
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
     if dtypes <= {torch.float32, torch.uint8}:
-        from fastscnn_kernels import cpu
+        from fastscnn_kernels.cpu import operations as cpu
 
         return cast(Implementation, getattr(cpu, name))
     return cast(Implementation, getattr(reference, name))

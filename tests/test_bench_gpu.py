@@ -27,8 +27,8 @@ from cpu_providers import Unavailable
 from gpu_supervisor import Supervisor
 
 import fastscnn
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn_kernels.triton import tiles
 
 ROOT = Path(__file__).parent.parent

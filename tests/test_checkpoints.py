@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastscnn.card import Card
-from fastscnn.checkpoints import CheckpointError, convert, read_checkpoint, save
-from fastscnn.config import PRESETS, FastSCNNConfig
-from fastscnn.formats import write_tensors
-from fastscnn.layouts import LAYOUTS
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import CheckpointError, convert, read_checkpoint, save
+from fastscnn.checkpoints.formats import write_tensors
+from fastscnn.checkpoints.layouts import LAYOUTS
 from fastscnn.load import load, load_backbone
-from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.network.config import PRESETS, FastSCNNConfig
+from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 
 # File of key names, the layout that it must be recognised as, the format that carries it.
 FOREIGN = [

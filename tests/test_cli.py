@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 import fastscnn
-from fastscnn.checkpoints import save
+from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
-from fastscnn.demo import street_scene
-from fastscnn.frames import read_image
-from fastscnn.video import VideoReader, VideoWriter
+from fastscnn.media.demo import street_scene
+from fastscnn.media.frames import read_image
+from fastscnn.media.video import VideoReader, VideoWriter
 
 SCENE = street_scene(96, 128)
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tolerance import assert_close
 from torch import Tensor
 
-from fastscnn_kernels import cpu, reference
+from fastscnn_kernels import reference
+from fastscnn_kernels.cpu import operations as cpu
 from fastscnn_kernels.extension import device_info
 
 ISAS = device_info()["cpu_instruction_sets"]

@@ -15,10 +15,10 @@ import torch
 from test_cpu_heads import assert_labels
 from torch import Tensor
 
-from fastscnn.config import PRESETS
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.fold import fold
-from fastscnn.model import FastSCNN
+from fastscnn.inference.cpu_runtime import CpuRuntime
+from fastscnn.inference.fold import fold
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
 from fastscnn_kernels.extension import device_info
 

@@ -13,13 +13,14 @@ import torch
 from op_cases import CASES, Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastscnn.engine import Engine
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
+from fastscnn.inference.engine import Engine
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn.info import info
-from fastscnn.model import FastSCNN
-from fastscnn_kernels import composition, cuda, extension, reference
+from fastscnn.network.model import FastSCNN
+from fastscnn_kernels import composition, extension, reference
 from fastscnn_kernels.composition import Composition
+from fastscnn_kernels.cuda import operations as cuda
 
 HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
 NO_CODE = "this build has no code for it; rebuild with FASTSCNN_CUDA=1"

@@ -14,11 +14,12 @@ from test_triton_gpu import on_gpu, tensors
 from tolerance import assert_close
 
 import fastscnn_kernels as k
-from fastscnn.engine import Engine
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn_kernels import composition, cuda, reference
+from fastscnn.inference.engine import Engine
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn_kernels import composition, reference
 from fastscnn_kernels.composition import Composition
+from fastscnn_kernels.cuda import operations as cuda
 
 CORE = [c for c in CASES if c.core]
 

@@ -18,7 +18,8 @@ import compiled
 from host import running_on
 from op_cases import Case, bottleneck, case, check, downsample, head, separable, with_head
 
-from fastscnn_kernels import cuda, reference
+from fastscnn_kernels import reference
+from fastscnn_kernels.cuda import operations as cuda
 
 SEEDS = (0, 1, 2, 3)
 HALF, BFLOAT = torch.float16, torch.bfloat16

@@ -17,7 +17,7 @@ import compiled
 from host import running_on
 from op_cases import Case, bottleneck, case, check, downsample, head, separable
 
-from fastscnn_kernels import cuda
+from fastscnn_kernels.cuda import operations as cuda
 
 DSCONV = case("dsconv", "two-chunks", separable, (1, 64, 5, 13), 64)
 BOTTLENECK = case("inverted_residual", "two-shares", bottleneck, (1, 24, 5, 9), 24, residual=True)

@@ -16,12 +16,13 @@ from op_cases import bottleneck, case, check, downsample, separable
 from tolerance import assert_close
 
 import fastscnn_kernels
-from fastscnn.config import PRESETS
-from fastscnn.fold import Conv, fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN
-from fastscnn_kernels import cuda, reference
+from fastscnn.inference.fold import Conv, fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
+from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition, _Twins
+from fastscnn_kernels.cuda import operations as cuda
 
 TYPES = tuple(cuda.TYPES)
 

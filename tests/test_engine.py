@@ -15,9 +15,9 @@ import pytest
 import torch
 from tolerance import assert_close
 
-from fastscnn import engine as engine_module
-from fastscnn.engine import Engine
-from fastscnn.model import FastSCNN
+from fastscnn.inference import engine as engine_module
+from fastscnn.inference.engine import Engine
+from fastscnn.network.model import FastSCNN
 
 
 def model_with_data(classes: int = 5) -> FastSCNN:

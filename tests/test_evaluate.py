@@ -15,9 +15,9 @@ from training_data import (
 )
 
 from fastscnn import CITYSCAPES, Classes, FusedFastSCNN
-from fastscnn.card import Card
-from fastscnn.checkpoints import save
-from fastscnn.segment import torch_threads
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import save
+from fastscnn.network.segment import torch_threads
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import Result, confusion, evaluate
 

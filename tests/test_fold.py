@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastscnn import FusedFastSCNN, load
-from fastscnn.blocks import ConvBN
-from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import fold, fold_batch_norm
-from fastscnn.model import FastSCNN
+from fastscnn.inference.fold import fold, fold_batch_norm
+from fastscnn.network.blocks import ConvBN
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import FastSCNN
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastscnn.config import PRESETS, FastSCNNConfig
-from fastscnn.fused import FusedFastSCNN
-from fastscnn.model import FastSCNN
+from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.network.config import PRESETS, FastSCNNConfig
+from fastscnn.network.model import FastSCNN
 
 
 def randomize(model: FastSCNN) -> None:

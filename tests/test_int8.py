@@ -16,19 +16,21 @@ from test_cpu_runtime import network
 from torch import Tensor
 
 import fastscnn
-from fastscnn.card import Card
-from fastscnn.checkpoints import CheckpointError, read_checkpoint, save
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import CheckpointError, read_checkpoint, save
 from fastscnn.cli import main
-from fastscnn.config import PRESETS
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.cpu_trunk import int8_inputs
-from fastscnn.demo import street_scene
-from fastscnn.fold import fold
-from fastscnn.fused import FusedFastSCNN
+from fastscnn.inference.cpu_runtime import CpuRuntime
+from fastscnn.inference.cpu_trunk import int8_inputs
+from fastscnn.inference.fold import fold
+from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.media.demo import street_scene
+from fastscnn.network.config import PRESETS
 from fastscnn.quantize import calibrate
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import evaluate
-from fastscnn_kernels import cpu_int8, int8, reference
+from fastscnn_kernels import reference
+from fastscnn_kernels import reference_int8 as int8
+from fastscnn_kernels.cpu import int8 as cpu_int8
 from fastscnn_kernels.extension import device_info
 
 ISAS = device_info()["cpu_int8_instruction_sets"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastscnn.config import PRESETS, FastSCNNConfig
-from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.network.config import PRESETS, FastSCNNConfig
+from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 
 
 def conv_macs(model: nn.Module, x: torch.Tensor) -> int:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastscnn.config import PRESETS
-from fastscnn.plan import Row, plan, table
-from fastscnn_kernels import cuda, reference
+from fastscnn.inference.plan import Row, plan, table
+from fastscnn.network.config import PRESETS
+from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition
+from fastscnn_kernels.cuda import operations as cuda
 
 ROOT = Path(__file__).parent.parent
 PAPER = PRESETS["paper"]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fastscnn.cli import _parser
-from fastscnn.demo import street_scene
+from fastscnn.media.demo import street_scene
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from test_fused import pair
 
-from fastscnn.card import Card
-from fastscnn.frames import read_image
-from fastscnn.fused import FusedFastSCNN
-from fastscnn.model import FastSCNN
+from fastscnn.checkpoints.card import Card
+from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.media.frames import read_image
+from fastscnn.network.model import FastSCNN
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from training_data import (
 )
 
 from fastscnn import FusedFastSCNN, load
-from fastscnn.checkpoints import read_checkpoint
+from fastscnn.checkpoints.files import read_checkpoint
 from fastscnn.training.train import Trainer
 
 

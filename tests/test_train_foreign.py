@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastscnn import FastSCNN, load
-from fastscnn.segment import torch_threads
+from fastscnn.network.segment import torch_threads
 
 
 @pytest.fixture

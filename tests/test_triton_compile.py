@@ -17,10 +17,10 @@ from compile_only import REGISTERS, SHARED_LIMIT, TARGETS, Launch, compile_only
 from op_cases import CASES, Case
 
 import fastscnn_kernels.triton as kernels
-from fastscnn.config import PRESETS
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
 
 #: Kernels whose arithmetic is a matrix product.
 PRODUCTS = {

@@ -11,10 +11,10 @@ from op_cases import CASES, DTYPES, Case, check
 from tolerance import assert_close
 
 import fastscnn_kernels as k
-from fastscnn.config import PRESETS
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import composition
 
 pytestmark = pytest.mark.gpu

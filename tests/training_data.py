@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastscnn.segment import torch_threads
+from fastscnn.network.segment import torch_threads
 from fastscnn.training.cli import add_evaluate_parser, add_train_parser
 from fastscnn.training.data import open_data
 from fastscnn.training.recipe import Recipe

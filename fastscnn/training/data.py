@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastscnn.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS, IGNORE, Classes
-from fastscnn.frames import IMAGE_SUFFIXES, ImageError, read_image
+from fastscnn.media.frames import IMAGE_SUFFIXES, ImageError, read_image
 from fastscnn.training.masks import MaskFormat
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastscnn.frames import ImageError
+from fastscnn.media.frames import ImageError
 
 _T = TypeVar("_T")
 

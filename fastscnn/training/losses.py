@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastscnn.classes import IGNORE
-from fastscnn.model import FastSCNN, FastSCNNClassifier
+from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 from fastscnn.training import distributed
 
 

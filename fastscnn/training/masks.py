@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fastscnn.classes import IGNORE, Classes, Color
-from fastscnn.frames import ImageError
+from fastscnn.media.frames import ImageError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastscnn.formats import write_atomically
+from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.training.evaluate import Result
 from fastscnn.training.run_folder import read_log
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastscnn.formats import write_atomically
+from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.training.recipe import Recipe
 
 STATE = "last.pth"

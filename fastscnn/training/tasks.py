@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastscnn.card import Card
-from fastscnn.config import FastSCNNConfig
-from fastscnn.frames import ImageError
-from fastscnn.fused import FusedFastSCNN
+from fastscnn.checkpoints.card import Card
+from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.load import load, load_backbone
-from fastscnn.model import FastSCNNClassifier
-from fastscnn.outputs import write_image
+from fastscnn.media.frames import ImageError
+from fastscnn.media.outputs import write_image
+from fastscnn.media.visualize import overlay
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import FastSCNNClassifier
 from fastscnn.training import distributed
 from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
 from fastscnn.training.data import ImageFolders, Scan, SegmentationData, check_bad, scan
@@ -26,7 +27,6 @@ from fastscnn.training.evaluate import Result, evaluate
 from fastscnn.training.loading import ahead
 from fastscnn.training.losses import ClassificationLoss, Losses
 from fastscnn.training.recipe import Recipe
-from fastscnn.visualize import overlay
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscnn.card import Card
-from fastscnn.checkpoints import save
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.files import save
 from fastscnn.training import distributed
 from fastscnn.training.data import check_bad
 from fastscnn.training.learner import Learner

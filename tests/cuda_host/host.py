@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastscnn_kernels import cuda
+from fastscnn_kernels.cuda import operations as cuda
 
 #: Shared memory of a block in KiB, multiprocessors: Turing, Ada, Hopper.
 DEVICES = {75: (64, 40), 89: (99, 58), 90: (227, 132)}

@@ -11,10 +11,10 @@ from sanitizer import sanitized
 from tolerance import assert_close
 
 import fastscnn_kernels.triton as kernels
-from fastscnn.config import PRESETS
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
 from fastscnn_kernels.triton import tiles
 

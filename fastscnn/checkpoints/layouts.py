@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import torch
 
-from fastscnn.config import PRESETS, FastSCNNConfig
-from fastscnn.model import Backbone, FastSCNN, FastSCNNClassifier
+from fastscnn.network.config import PRESETS, FastSCNNConfig
+from fastscnn.network.model import Backbone, FastSCNN, FastSCNNClassifier
 
 Shape = tuple[int, ...]
 

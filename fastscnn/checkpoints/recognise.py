@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastscnn.card import MAX_CLASSES
-from fastscnn.config import FastSCNNConfig
-from fastscnn.layouts import LAYOUTS, Layout, Shape
-from fastscnn.model import FastSCNN
+from fastscnn.checkpoints.card import MAX_CLASSES
+from fastscnn.checkpoints.layouts import LAYOUTS, Layout, Shape
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import FastSCNN
 
 
 @dataclass(frozen=True)

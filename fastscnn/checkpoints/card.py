@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fastscnn.config import FastSCNNConfig
+from fastscnn.network.config import FastSCNNConfig
 
 FORMAT = 1
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastscnn_kernels import checks, extension
-from fastscnn_kernels.cuda_pack import (
+from fastscnn_kernels.cuda.pack import (
     DOWNSAMPLE_CHANNELS,
     TYPES,
     PackedDsconv,

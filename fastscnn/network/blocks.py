@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscnn.config import Activation, FastSCNNConfig
+from fastscnn.network.config import Activation, FastSCNNConfig
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

@@ -5,7 +5,7 @@ torch's setting; the result does not depend on it, to the bit) and `isa`, the in
 is the machine's best; `extension.device_info()` lists them). Inputs that are not channels_last are
 copied into that layout; outputs are channels_last where not said otherwise. Other dtypes raise
 TypeError: half precision is slower than float32 on nearly every CPU. Weights are packed in every
-call; who runs a network packs them once (`cpu_pack`, as `fastscnn.cpu_runtime` does).
+call; who runs a network packs them once (`cpu_pack`, as `fastscnn.inference.cpu_runtime` does).
 
 Every operation raises TypeError or ValueError that names the argument and what was expected.
 """
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fastscnn_kernels import cpu_pack as pack
 from fastscnn_kernels import extension
-from fastscnn_kernels.cpu_heads import argmax_head, resize, softmax_head
+from fastscnn_kernels.cpu import pack as pack
+from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
 
 __all__ = [
     "argmax_head",

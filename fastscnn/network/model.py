@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscnn.blocks import Bottleneck, ConvBN, DSConv, resize
-from fastscnn.config import FastSCNNConfig
-from fastscnn.segment import MIN_SIZE, Segmenter
+from fastscnn.network.blocks import Bottleneck, ConvBN, DSConv, resize
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.segment import MIN_SIZE, Segmenter
 
 
 class LearningToDownsample(nn.Module):

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import BOTTLENECKS, Conv
-from fastscnn_kernels import cpu_int8, cpu_pack, extension, int8
+from fastscnn.inference.fold import BOTTLENECKS, Conv
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn_kernels import extension
+from fastscnn_kernels import reference_int8 as int8
+from fastscnn_kernels.cpu import int8 as cpu_int8
+from fastscnn_kernels.cpu import pack as cpu_pack
 
 DSCONVS = ["classifier.dsconv1", "classifier.dsconv2"]
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscnn.config import FastSCNNConfig
-from fastscnn.cpu_trunk import FloatTrunk, Int8Trunk, Ranges
-from fastscnn.fold import BOTTLENECKS, Conv
-from fastscnn_kernels import cpu, cpu_pack, extension
+from fastscnn.inference.cpu_trunk import FloatTrunk, Int8Trunk, Ranges
+from fastscnn.inference.fold import BOTTLENECKS, Conv
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn_kernels import extension
+from fastscnn_kernels.cpu import operations as cpu
+from fastscnn_kernels.cpu import pack as cpu_pack
 
 Size = tuple[int, int]
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN
-from fastscnn_kernels import composition, cuda, shapes
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import FastSCNN
+from fastscnn_kernels import composition, shapes
 from fastscnn_kernels.composition import Bound, Composition
+from fastscnn_kernels.cuda import operations as cuda
 
 Size = tuple[int, int]
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscnn.cpu_runtime import CpuRuntime
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import MIN_SIZE, FastSCNN
-from fastscnn.stream import overlapped
-from fastscnn_kernels import composition, cpu_int8
+from fastscnn.inference.cpu_runtime import CpuRuntime
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.inference.stream import overlapped
+from fastscnn.network.model import MIN_SIZE, FastSCNN
+from fastscnn_kernels import composition
+from fastscnn_kernels.cpu import int8 as cpu_int8
 
 Size = tuple[int, int]
 Results = dict[str, Tensor]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastscnn.blocks import ConvBN
-from fastscnn.model import FastSCNN
+from fastscnn.network.blocks import ConvBN
+from fastscnn.network.model import FastSCNN
 
 #: (module, stride) of the nine bottlenecks in order.
 BOTTLENECKS = tuple(

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastscnn_kernels import cpu_pack, extension
-from fastscnn_kernels.cpu_pack import check_threads, nhwc
+from fastscnn_kernels import extension
+from fastscnn_kernels.cpu import pack as cpu_pack
+from fastscnn_kernels.cpu.pack import check_threads, nhwc
 
 
 def argmax_head(

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from fastscnn.classes import Classes
-from fastscnn.frames import IMAGE_SUFFIXES
-from fastscnn.video import VIDEO_SUFFIXES
-from fastscnn.visualize import colorize, overlay, palette_image
+from fastscnn.media.frames import IMAGE_SUFFIXES
+from fastscnn.media.video import VIDEO_SUFFIXES
+from fastscnn.media.visualize import colorize, overlay, palette_image
 
 KINDS = ("overlay", "labels", "color")
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fastscnn.engine import Engine, build_runtime
-from fastscnn.fold import fold
-from fastscnn.gpu_runtime import GpuRuntime
-from fastscnn.model import FastSCNN, check_input
-from fastscnn.plan import Row, plan
-from fastscnn.segment import Size
+from fastscnn.inference.engine import Engine, build_runtime
+from fastscnn.inference.fold import fold
+from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.inference.plan import Row, plan
+from fastscnn.network.model import FastSCNN, check_input
+from fastscnn.network.segment import Size
 from fastscnn_kernels import composition
 
 

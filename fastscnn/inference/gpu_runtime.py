@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fastscnn_kernels
-from fastscnn.config import FastSCNNConfig
-from fastscnn.fold import BOTTLENECKS, Conv
+from fastscnn.inference.fold import BOTTLENECKS, Conv
+from fastscnn.network.config import FastSCNNConfig
 from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition
 

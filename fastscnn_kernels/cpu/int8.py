@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastscnn_kernels import cpu_pack, extension, int8
+from fastscnn_kernels import extension
+from fastscnn_kernels import reference_int8 as int8
+from fastscnn_kernels.cpu import pack as cpu_pack
 
 
 def pays() -> bool:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastscnn.config import FastSCNNConfig
+from fastscnn.network.config import FastSCNNConfig
 
 if TYPE_CHECKING:
-    from fastscnn.card import Card
+    from fastscnn.checkpoints.card import Card
 
 MIN_SIZE = 32
 MAX_SIZE = 32768

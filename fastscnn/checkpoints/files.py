@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscnn.card import Card
-from fastscnn.config import FastSCNNConfig
-from fastscnn.formats import CheckpointError, read_tensors, write_atomically, write_tensors
-from fastscnn.info import shipped_weights
-from fastscnn.layouts import LAYOUTS, Layout
-from fastscnn.model import FastSCNN, FastSCNNClassifier
-from fastscnn.recognise import Match, recognise, refusal
+from fastscnn.checkpoints.card import Card
+from fastscnn.checkpoints.formats import (
+    CheckpointError,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+)
+from fastscnn.checkpoints.layouts import LAYOUTS, Layout
+from fastscnn.checkpoints.recognise import Match, recognise, refusal
+from fastscnn.checkpoints.shipped import FOLDER, shipped_weights
+from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 
 __all__ = ["Card", "Checkpoint", "CheckpointError", "convert", "read_checkpoint", "save"]
 
@@ -70,7 +75,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def find_checkpoint(weights: str | Path) -> Checkpoint:
     """`read_checkpoint` of a path, or of the shipped checkpoint of that name."""
     if isinstance(weights, str) and weights in shipped_weights():
-        return read_checkpoint(Path(__file__).parent / "weights" / f"{weights}.safetensors")
+        return read_checkpoint(FOLDER / f"{weights}.safetensors")
     path = Path(weights).expanduser()
     if not path.exists() and isinstance(weights, str):
         raise FileNotFoundError(

@@ -1,0 +1,1 @@
+"""The fused network: folded weights, runtimes, the captured engine."""

@@ -1,0 +1,1 @@
+"""The network as an `nn.Module`: configuration, blocks, model, and frames in and labels out."""

@@ -1,0 +1,1 @@
+"""Labels for images, folders and clips: what `fastscnn segment` and `fastscnn demo` run."""
