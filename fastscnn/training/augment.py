@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastscnn.classes import IGNORE
+from fastscnn.training.photometric import Photometric, Uniform
 
 #: Grey level outside the image; masks are ignored there.
 OUTSIDE = 127
-
-Uniform = Callable[[float, float], float]
 
 
 def uniform(generator: torch.Generator) -> Uniform:
@@ -29,7 +27,7 @@ class Augment:
 
     `crop` is (height, width) of the result; `scale` the range of the random resize. `brightness`
     is the largest relative change of all channels together, `channel_noise` that of each channel.
-    The factors are for `normalize`, on the device that trains.
+    The factors are for `normalize`, on the device that trains; `photometric` changes the crop.
     """
 
     crop: tuple[int, int]
@@ -37,6 +35,7 @@ class Augment:
     flip: bool = True
     brightness: float = 0.3
     channel_noise: float = 0.1
+    photometric: Photometric = field(default_factory=Photometric)
 
     def __call__(
         self, image: Tensor, mask: Tensor, generator: torch.Generator
@@ -47,6 +46,7 @@ class Augment:
         x, y = self._window(image, mask, scale, draw(0, 1), draw(0, 1))
         if self.flip and draw(0, 1) < 0.5:
             x, y = x.flip(-1), y.flip(-1)
+        x = self.photometric(x, draw, generator)
         return x, y, self.factors(draw, generator)
 
     def factors(self, draw: Uniform, generator: torch.Generator) -> Tensor:
@@ -91,6 +91,7 @@ class WindowAugment:
         x = smooth_resize(image[:, y0 : y0 + sh, x0 : x0 + sw], c.crop)
         if c.flip and draw(0, 1) < 0.5:
             x = x.flip(-1)
+        x = c.photometric(x, draw, generator)
         return x, c.factors(draw, generator)
 
 

@@ -64,6 +64,15 @@ class Recipe:
     #: Largest relative change of brightness, and of each colour channel by itself.
     brightness: float = 0.3
     channel_noise: float = 0.1
+    #: Light and quality of a crop, as `fastscnn.training.photometric.Photometric` says; all off.
+    gamma: tuple[float, float] = (1.0, 1.0)
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    jpeg: int = 0
+    shadow: float = 0.0
     #: Network input for validation and later use, (height, width); () is the image's own.
     size: tuple[int, int] | tuple[()] = ()
     #: A further split trained together with "train", such as Cityscapes' coarse "train_extra".
@@ -88,16 +97,21 @@ class Recipe:
         self._require(self.batch >= 2, "batch", "2 or more (batch norm)")
         self._require(self.lr > 0, "lr", "a positive number")
         for name in (
-            "power", "warmup_steps", "weight_decay", "clip_norm", "aux_weight", "limit", "seed"
+            "power", "warmup_steps", "weight_decay", "clip_norm", "aux_weight", "limit", "seed",
+            "noise", "blur",
         ):  # fmt: skip
             self._require(getattr(self, name) >= 0, name, "0 or more")
         shares = ("momentum", "dropout", "label_smoothing", "ohem", "ema")
-        for name in (*shares, "brightness", "channel_noise"):
+        for name in (*shares, "brightness", "channel_noise", "contrast"):
             self._require(0 <= getattr(self, name) < 1, name, "0 or more and below 1")
+        for name in ("saturation", "shadow"):
+            self._require(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        self._require(0 <= self.hue <= 180, "hue", "0 to 180 degrees")
+        self._require(0 <= self.jpeg <= 95, "jpeg", "a quality of 1 to 95, or 0")
+        for name in ("scale", "gamma"):
+            low, high = getattr(self, name) or (0, 0)
+            self._require(0 < low <= high, name, "two positive numbers, low to high")
         self._require(min(self.crop) >= 32, "crop", "height and width of at least 32")
-        self._require(
-            0 < self.scale[0] <= self.scale[1], "scale", "two positive numbers, low to high"
-        )
         self._require(
             not self.size or min(self.size) >= 32, "size", "height and width of at least 32"
         )
@@ -161,7 +175,7 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     kind = type(default)
     try:
         if kind is tuple:
-            return _pair(value, float if name == "scale" else int)
+            return _pair(value, float if name in ("scale", "gamma") else int)
         if kind is bool and not isinstance(value, bool):
             return {"true": True, "false": False}[value]
         if kind in (int, float) and isinstance(value, bool):

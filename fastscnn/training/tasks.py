@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fastscnn.training.data import ImageFolders, Scan, SegmentationData, check_b
 from fastscnn.training.evaluate import Result, evaluate
 from fastscnn.training.loading import ahead
 from fastscnn.training.losses import ClassificationLoss, Losses
+from fastscnn.training.photometric import Photometric
 from fastscnn.training.recipe import Recipe
 
 
@@ -41,7 +42,8 @@ class Score:
 def augmentation(recipe: Recipe) -> Augment:
     """The recipe's augmentation."""
     r = recipe
-    return Augment(r.crop, r.scale, r.flip, r.brightness, r.channel_noise)
+    light = Photometric(**{f.name: getattr(r, f.name) for f in fields(Photometric)})
+    return Augment(r.crop, r.scale, r.flip, r.brightness, r.channel_noise, light)
 
 
 def network_config(recipe: Recipe) -> FastSCNNConfig:
