@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fastscnn.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS, IGNORE, Classes
 from fastscnn.media.frames import IMAGE_SUFFIXES, ImageError, read_image
-from fastscnn.training.masks import MaskFormat
+from fastscnn.training.masks import LOSSLESS, MaskFormat, decide_reading
 
 _T = TypeVar("_T")
 
@@ -132,6 +132,22 @@ def scan(data: SegmentationData, workers: int = 0) -> Scan:
     return Scan(counts[:n], int(counts[n:].sum()), sizes, bad)
 
 
+def check_classes(data: SegmentationData, seen: Scan) -> None:
+    """Raises ValueError where masks that nobody explained seem to hide a class from training.
+
+    That is: one class alone has pixels, or some class has none while a third of all is ignored.
+    """
+    absent = [n for n, c in zip(data.classes.names, seen.counts, strict=True) if not c]
+    ignored = seen.ignored / max(1, seen.ignored + int(seen.counts.sum()))
+    alone = len(absent) == len(data.classes) - 1 > 0
+    if absent and (alone or ignored >= 1 / 3) and any(p.format.guessed for p in data.pairs):
+        raise ValueError(
+            f"data {data.name}: no training pixel is {', '.join(absent)}, while "
+            f"{100 * ignored:.3g} % of the pixels are ignored; mend the masks or the colours in "
+            'classes.json, or, if that is right, write "masks": "indices" (or "colors") there'
+        )
+
+
 def check_bad(bad: Sequence[str], total: int, name: str) -> None:
     """Raises ValueError where more than 1 % of the files are unreadable."""
     if len(bad) > BAD_SHARE * total:
@@ -174,12 +190,20 @@ def folder(root: Path, split: str) -> SegmentationData:
     """Own data: <root>/classes.json, <root>/<split>/images/*, <root>/<split>/masks/*.png.
 
     A mask has its image's name and holds class indices (255 is ignored) or the classes' colours.
-    "ignore_colors" in classes.json lists colours without a class.
+    "ignore_colors" in classes.json lists colours without a class; "masks" says "indices" or
+    "colors" where the masks of all splits together do not tell.
     """
-    classes = Classes.read(root / "classes.json")
-    ignored = json.loads((root / "classes.json").read_text("utf-8")).get("ignore_colors", [])
-    colors = [(int(r), int(g), int(b)) for r, g, b in ignored]
-    masks = MaskFormat(classes, {i: i for i in range(len(classes))}, ignored_colors=colors)
+    file = root / "classes.json"
+    classes = Classes.read(file)
+    about = json.loads(file.read_text("utf-8"))
+    colors = [(int(r), int(g), int(b)) for r, g, b in about.get("ignore_colors", [])]
+    said = about.get("masks", "")
+    if said not in ("", "indices", "colors"):
+        raise ValueError(f'{file}: "masks" is {said!r}: expected "indices" or "colors"')
+    masks = MaskFormat(classes, {i: i for i in range(len(classes))}, None, colors, said)
+    if not said:
+        read = decide_reading(sorted(root.glob("*/masks/*.png")), masks)
+        masks = replace(masks, reading=read if read == "colors" else "", guessed=True)
     pairs, notes = _pair(root / split / "images", root / split / "masks", masks)
     return SegmentationData(root.resolve().name, classes, pairs, notes)
 
@@ -227,7 +251,7 @@ def _pair(
         mask = mask_dir / image.relative_to(image_dir).parent / f"{stem}.png"
         if not mask.is_file():
             others = [p.name for p in mask.parent.glob(f"{stem}.*")]
-            hint = f" ({others[0]} is no PNG)" if others else ""
+            hint = f" ({others[0]} is no PNG: {LOSSLESS})" if others else ""
             raise ValueError(f"data: image {image} has no mask {mask}{hint}")
         pairs.append(Pair(image, mask, masks))
     used = {p.mask for p in pairs}

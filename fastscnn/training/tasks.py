@@ -22,7 +22,14 @@ from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNNClassifier
 from fastscnn.training import distributed
 from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
-from fastscnn.training.data import ImageFolders, Scan, SegmentationData, check_bad, scan
+from fastscnn.training.data import (
+    ImageFolders,
+    Scan,
+    SegmentationData,
+    check_bad,
+    check_classes,
+    scan,
+)
 from fastscnn.training.evaluate import Result, evaluate
 from fastscnn.training.loading import ahead
 from fastscnn.training.losses import ClassificationLoss, Losses
@@ -64,6 +71,8 @@ class SegmentTask:
         self.recipe, self.train, self.val = recipe, train, val
         self.workers = workers
         self.scan: Scan = scan(train, workers)
+        if not recipe.limit:
+            check_classes(train, self.scan)
         self.val_scan: Scan = scan(val, workers)
         self.augment = augmentation(recipe)
         self.model = FusedFastSCNN(
