@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,17 @@ def add_evaluate_parser(subparsers: Any) -> None:
     p.add_argument(
         "--weights", default="camvid", help="checkpoint file or shipped name (%(default)s)"
     )
-    p.add_argument("--split", default="val", help="%(default)s")
+    p.add_argument("--split", default="val", help="one, or several as train,val (%(default)s)")
+    p.add_argument("--sequences", metavar="A,B", help="only these sequences (see train --hold-out)")
+    p.add_argument(
+        "--sequence", default=Recipe.sequence, metavar="REGEX",
+        help="what names a sequence at the beginning of an image's name (%(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--gamma", type=float, nargs="+", default=[1.0], metavar="G",
+        help="raise the images' values (0 to 1) to these powers: 0.7 1 1.3 tells how the weights "
+        "bear other light",
+    )  # fmt: skip
     p.add_argument("--size", help="network input HxW (default: the weights' own)")
     p.add_argument(
         "--input-scale", type=float, default=1.0, metavar="S",
@@ -108,6 +119,10 @@ def _train(args: argparse.Namespace) -> int:
     val = opened(args.data, args.val_split)
     if recipe.extra_split:
         train = train.joined(open_data(args.data, recipe.extra_split))
+    if recipe.hold_out:
+        train, val = train.joined(val).divided(recipe.hold_out.split(","), recipe.sequence)
+        if not len(train):
+            raise ValueError(f"recipe hold_out={recipe.hold_out!r} leaves no image to train on")
     options = Options(
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         workers=args.workers,
@@ -152,9 +167,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.data is None:
         raise ValueError("evaluate needs DATA, the folder of the data set (or --curves RUN ...)")
     from fastscnn.load import load
-    from fastscnn.training.data import open_data
     from fastscnn.training.evaluate import evaluate
     from fastscnn.training.loading import ahead
+    from fastscnn.training.photometric import gamma_table
 
     if args.plot:
         from fastscnn.training.plots import require_matplotlib
@@ -162,7 +177,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         require_matplotlib()
     if not 0 < args.input_scale <= 4:
         raise ValueError(f"--input-scale {args.input_scale}: expected above 0 and at most 4")
-    data = open_data(args.data, args.split).limited(args.limit)
+    if not all(0 < g <= 10 for g in args.gamma):
+        raise ValueError(f"--gamma {args.gamma}: expected numbers above 0 and at most 10")
+    data = _evaluated_data(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load(args.weights, device=args.device)
@@ -175,7 +192,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     given = _size(args.size) if args.size else None
     used: set[tuple[int, int]] = set()
 
-    def predict(frame: torch.Tensor) -> torch.Tensor:
+    def predict(frame: torch.Tensor, gamma: float) -> torch.Tensor:
+        frame = frame if gamma == 1 else gamma_table(gamma)[frame.long()]
         size = model.input_size((frame.shape[0], frame.shape[1]), given)
         if args.input_scale != 1:
             size = (round(size[0] * args.input_scale), round(size[1] * args.input_scale))
@@ -183,19 +201,25 @@ def _evaluate(args: argparse.Namespace) -> int:
         labels: torch.Tensor = model.segment(frame, size=size)
         return labels
 
-    pairs = ahead(data.__getitem__, range(len(data)), args.workers)
-    result = evaluate(
-        predict, tqdm(pairs, "evaluate", len(data), leave=False, disable=None), data.classes
-    )
+    results = {}
+    for gamma in args.gamma:
+        pairs = ahead(data.__getitem__, range(len(data)), args.workers)
+        bar = tqdm(pairs, f"evaluate, gamma {gamma:g}", len(data), leave=False, disable=None)
+        results[gamma] = evaluate(partial(predict, gamma=gamma), bar, data.classes)
+    result = results.get(1.0, results[args.gamma[0]])
     sizes = sorted(f"{h}x{w}" for h, w in used)
     print(f"{args.weights} on {data.name}/{args.split}: {len(data)} images, network input "
           f"{', '.join(sizes[:3])}{' ...' if len(sizes) > 3 else ''}")  # fmt: skip
     print(result.table())
+    if args.gamma != [1.0]:
+        listed = (f"{g:g}: {100 * r.miou:.2f} %" for g, r in results.items())
+        print(f"class mIoU by gamma  {', '.join(listed)}")
     if args.json:
         about = {
             "weights": str(args.weights), "data": data.name, "split": args.split,
             "images": len(data), "input_scale": args.input_scale, "input_sizes": sizes,
-            "zero_skip": args.zero_skip,
+            "zero_skip": args.zero_skip, "sequences": args.sequences,
+            "miou_by_gamma": {f"{g:g}": round(r.miou, 5) for g, r in results.items()},
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**about, **result.to_dict()}, indent=1) + "\n", "utf-8")
@@ -205,6 +229,18 @@ def _evaluate(args: argparse.Namespace) -> int:
         for path in plot_result(result, args.plot):
             print(f"written {path}")
     return 0
+
+
+def _evaluated_data(args: argparse.Namespace) -> Any:
+    from fastscnn.training.data import open_data
+
+    first, *more = args.split.split(",")
+    data = open_data(args.data, first)
+    for split in more:
+        data = data.joined(open_data(args.data, split))
+    if args.sequences:
+        data = data.divided(args.sequences.split(","), args.sequence)[1]
+    return data.limited(args.limit)
 
 
 def _curves(args: argparse.Namespace) -> int:

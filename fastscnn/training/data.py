@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,36 @@ class SegmentationData(Dataset[tuple[Tensor, Tensor]]):
     def limited(self, count: int) -> SegmentationData:
         """That many of the pairs, evenly spread; all of them for 0."""
         return replace(self, pairs=_spread(self.pairs, count))
+
+    def sequences(self, pattern: str) -> dict[str, list[int]]:
+        """Indices of the images by sequence: what `pattern` matches where their names begin.
+
+        A name that it does not match raises ValueError.
+        """
+        found: dict[str, list[int]] = {}
+        for index, pair in enumerate(self.pairs):
+            match = re.match(pattern, pair.image.name)
+            if not match:
+                raise ValueError(
+                    f"data {self.name}: sequence {pattern!r} does not match the name "
+                    f"{pair.image.name}; give a regular expression of what names a sequence"
+                )
+            found.setdefault(match[0], []).append(index)
+        return dict(sorted(found.items()))
+
+    def divided(self, names: Sequence[str], pattern: str) -> tuple[SegmentationData, ...]:
+        """Two data sets: without the sequences of these names, and of these alone.
+
+        Raises ValueError naming the sequences where one is not there.
+        """
+        found = self.sequences(pattern)
+        listed = ", ".join(f"{n} ({len(i)})" for n, i in list(found.items())[:20])
+        for name in names:
+            if name not in found:
+                raise ValueError(f"data {self.name}: no sequence {name!r}; there are {listed}")
+        held = {i for name in names for i in found[name]}
+        parts = ([p for i, p in enumerate(self.pairs) if (i in held) == x] for x in (False, True))
+        return tuple(replace(self, pairs=pairs) for pairs in parts)
 
     def joined(self, other: SegmentationData) -> SegmentationData:
         """The pairs of both, under this one's name."""

@@ -47,13 +47,16 @@ class Order(Sampler[list[tuple[int, int]]]):
     """(epoch, index) of each of this process's samples, batch by batch, for a whole run.
 
     Every epoch is a permutation that follows from (seed, epoch); what does not fill a batch is left
-    out. `batch` counts the samples of all processes together; raises ValueError where it does not
-    fit their number or `count`.
+    out. With several `groups` of indices an epoch has as many samples, each group's share the same;
+    an image that comes again has another number for its epoch, so another augmentation.
+    `batch` counts the samples of all processes together; raises ValueError where it does not fit
+    their number or `count`.
     """
 
     def __init__(
-        self, count: int, batch: int, epochs: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+        self, count: int, batch: int, epochs: int, seed: int, rank: int = 0, world: int = 1,
+        groups: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
         if count < batch:
             raise ValueError(
                 f"batch {batch} is larger than the {count} training images; use a batch of at most "
@@ -67,7 +70,8 @@ class Order(Sampler[list[tuple[int, int]]]):
         self.count, self.batch, self.epochs, self.seed = count, batch, epochs, seed
         self.rank, self.world = rank, world
         self.first_step = 0
-        self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.groups = groups or [range(count)]
+        self._shuffled: tuple[int, list[tuple[int, int]]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,8 +89,23 @@ class Order(Sampler[list[tuple[int, int]]]):
         epoch, step = divmod(step, self.steps_per_epoch)
         if self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(derive(self.seed, epoch))
-            self._shuffled = epoch, torch.randperm(self.count, generator=generator)
-        return [(epoch, int(i)) for i in self._shuffled[1][step * self.batch :][: self.batch]]
+            self._shuffled = epoch, self._epoch(epoch, generator)
+        return self._shuffled[1][step * self.batch :][: self.batch]
+
+    def _epoch(self, epoch: int, generator: torch.Generator) -> list[tuple[int, int]]:
+        def shuffled(count: int) -> list[int]:
+            order: list[int] = torch.randperm(count, generator=generator).tolist()
+            return order
+
+        if len(self.groups) == 1:
+            return [(epoch, i) for i in shuffled(self.count)]
+        samples = []
+        for group in self.groups:
+            wanted = -(-self.count // len(self.groups))
+            for again in range(-(-wanted // len(group))):
+                chosen = shuffled(len(group))[: wanted - again * len(group)]
+                samples += [(epoch + again * self.epochs, group[i]) for i in chosen]
+        return [samples[i] for i in shuffled(len(samples))]
 
 
 class Samples(Dataset[Any]):

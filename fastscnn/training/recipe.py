@@ -73,6 +73,12 @@ class Recipe:
     blur: float = 0.0
     jpeg: int = 0
     shadow: float = 0.0
+    #: A regular expression: what it matches at the beginning of an image's name is its sequence.
+    sequence: str = "[^_]+"
+    #: Draw all sequences equally often, however many images each has.
+    balance: bool = False
+    #: Sequences to validate on and not to train on, as "a,b", taken from both splits together.
+    hold_out: str = ""
     #: Network input for validation and later use, (height, width); () is the image's own.
     size: tuple[int, int] | tuple[()] = ()
     #: A further split trained together with "train", such as Cityscapes' coarse "train_extra".

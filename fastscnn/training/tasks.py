@@ -109,6 +109,12 @@ class SegmentTask:
     def file(self, index: int) -> str:
         return self.train.pairs[index].image.name
 
+    def groups(self) -> list[list[int]]:
+        """Indices of the training images that are drawn equally often, group by group."""
+        if not self.recipe.balance:
+            return [list(range(len(self.train)))]
+        return list(self.train.sequences(self.recipe.sequence).values())
+
     def validate(self, model: nn.Module) -> Score:
         """Class mIoU and more on the validation data, shared among the processes."""
         unreadable: list[str] = []
@@ -228,6 +234,10 @@ class ClassifyTask:
 
     def file(self, index: int) -> str:
         return self.train.files[index][0].name
+
+    def groups(self) -> list[list[int]]:
+        """All training images, as one group."""
+        return [list(range(len(self.train)))]
 
     def validate(self, model: nn.Module) -> Score:
         """Top-1 and top-5 accuracy of the middle crop."""

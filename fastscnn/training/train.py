@@ -74,7 +74,7 @@ class Trainer:
         self.task = make_task(recipe, train, val, self.options.workers)
         self.order = Order(
             len(self.task.train), recipe.batch, recipe.epochs, recipe.seed,
-            distributed.rank(), distributed.world(),
+            distributed.rank(), distributed.world(), self.task.groups(),
         )  # fmt: skip
         self.init = "fresh weights" if init is None else self.task.initialise(init)
         self.learner = Learner(
