@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
+from fastscnn.export.onnx_nodes import Graph
+from fastscnn.export.onnx_resize import resize_frame
 from fastscnn.inference.fold import BOTTLENECKS, Conv
 from fastscnn.network.config import Activation, FastSCNNConfig
 
@@ -49,16 +51,16 @@ def build(
     frame on; `labels_from_floats` makes labels of floats, as TensorRT casts nothing else to uint8.
     Values and weights are named as the model's modules are.
     """
-    g = _Graph(folded, np.float16 if half else np.float32)
+    g = Graph(folded, np.float16 if half else np.float32)
     n, (h, w) = batch or "batch", size or ("height", "width")
     if input == "frame":
         inlet = helper.make_tensor_value_info("frame", TensorProto.UINT8, [n, h, w, 3])
-        x = g.node("Transpose", "frame", name="planes", perm=[0, 3, 1, 2])
-        out_size = g.size_of(x)
-        if working_side is not None:
-            x = _resize_frame(g, x, out_size, working_side)
-        else:
+        out_size = g.node("Shape", "frame", start=1, end=3)
+        if working_side is None:  # bytes are turned over, which is a quarter of the traffic
+            x = g.node("Transpose", "frame", perm=[0, 3, 1, 2])
             x = g.node("Cast", x, to=TensorProto.FLOAT)
+        else:
+            x = resize_frame(g, "frame", out_size, working_side)
         x = _normalize(g, x, config)
     else:
         inlet = helper.make_tensor_value_info("tensor", TensorProto.FLOAT, [n, 3, h, w])
@@ -86,111 +88,7 @@ def build(
     return model
 
 
-class _Graph:
-    """Nodes and weights under construction; every method appends nodes and returns a value's name.
-
-    `dtype` is that of the weights: float32 or float16.
-    """
-
-    def __init__(self, folded: Mapping[str, Conv], dtype: type[np.floating]) -> None:
-        self.folded = folded
-        self.dtype = dtype
-        self.float_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self.nodes: list[NodeProto] = []
-        self.weights: list[TensorProto] = []
-
-    def constant(self, value: Any, name: str = "", dtype: Any = None) -> str:
-        name = name or f"constant_{len(self.weights)}"
-        array = np.ascontiguousarray(value, dtype or self.dtype)
-        self.weights.append(numpy_helper.from_array(array.reshape(np.shape(value)), name))
-        return name
-
-    def integers(self, *values: int) -> str:
-        return self.constant(values, dtype=np.int64)
-
-    def node(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        name = name or f"{op.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def size_of(self, x: str) -> str:
-        """Two integers: height and width of N x C x H x W."""
-        return self.node("Shape", x, start=2, end=4)
-
-    def conv(
-        self,
-        x: str,
-        name: str,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        padding: int | str | None = None,
-        activation: Activation = "relu",
-        out: str = "",
-    ) -> str:
-        """The folded convolution of that module and its activation; `padding` None keeps sizes."""
-        weight, bias = (t.numpy() for t in self.folded[name])
-        outputs, inputs, k, _ = weight.shape
-        pads: dict[str, Any] = {"pads": [padding] * 4}
-        if padding is None:
-            pads = {"pads": [k // 2 * dilation] * 4}
-        elif padding == "same":
-            pads = {"auto_pad": "SAME_UPPER"}
-        out = out or name
-        y = self.node(
-            "Conv",
-            x,
-            self.constant(weight, f"{name}.weight"),
-            self.constant(bias, f"{name}.bias"),
-            name=out if activation == "none" else f"{out}.linear",
-            kernel_shape=[k, k],
-            strides=[stride] * 2,
-            dilations=[dilation] * 2,
-            group=outputs if inputs == 1 else 1,
-            **pads,
-        )
-        if activation == "relu":
-            y = self.node("Relu", y, name=out)
-        elif activation == "relu6":
-            y = self.node("Clip", y, self.constant(0.0), self.constant(6.0), name=out)
-        return y
-
-    def resize(self, x: str, size: str, align_corners: bool, name: str = "") -> str:
-        """Bilinear sampling of N x C x h x w to `size`, two integers."""
-        whole = self.node("Concat", self.node("Shape", x, start=0, end=2), size, axis=0)
-        rule = "align_corners" if align_corners else "half_pixel"
-        return self.node(
-            "Resize",
-            *(x, "", "", whole),
-            name=name,
-            mode="linear",
-            coordinate_transformation_mode=rule,
-        )
-
-
-def _resize_frame(g: _Graph, planes: str, size: str, side: int) -> str:
-    """uint8 planes to that shorter side, as whole numbers in float32.
-
-    As torch does with bytes: columns first, then rows, each rounded. The size is that of
-    `Segmenter.input_size`: size * side / shorter, rounded with ties to even, in integers.
-    """
-    shorter = g.node("ReduceMin", size, keepdims=1)
-    double = g.node("Add", shorter, shorter)
-    shifted = g.node("Add", g.node("Mul", size, g.integers(2 * side)), shorter)
-    rounded = g.node("Div", shifted, double)
-    tie = g.node("Equal", g.node("Mod", shifted, double), g.integers(0))
-    odd = g.node("Mod", rounded, g.integers(2))
-    excess = g.node("Mul", g.node("Cast", tie, to=TensorProto.INT64), odd)
-    target = g.node("Sub", rounded, excess, name="working_size")
-    height, width = g.node("Gather", size, g.integers(0)), g.node("Gather", target, g.integers(1))
-    x = g.node("Cast", planes, to=TensorProto.FLOAT)
-    half = g.constant(0.5, dtype=np.float32)
-    for to in (g.node("Concat", height, width, axis=0), target):
-        x = g.node("Floor", g.node("Add", g.resize(x, to, align_corners=False), half))
-    return x
-
-
-def _normalize(g: _Graph, x: str, config: FastSCNNConfig) -> str:
+def _normalize(g: Graph, x: str, config: FastSCNNConfig) -> str:
     """Float planes of 0..255 to normalised values of the weights' type."""
     mean, std = (np.reshape(v, (3, 1, 1)) for v in (config.mean, config.std))
     x = g.node("Sub", x, g.constant(mean * 255, "mean", np.float32))
@@ -198,7 +96,7 @@ def _normalize(g: _Graph, x: str, config: FastSCNNConfig) -> str:
     return x if g.dtype == np.float32 else g.node("Cast", x, to=g.float_type)
 
 
-def _learning_to_downsample(g: _Graph, x: str, config: FastSCNNConfig) -> str:
+def _learning_to_downsample(g: Graph, x: str, config: FastSCNNConfig) -> str:
     name = "learning_to_downsample"
     x = g.conv(x, f"{name}.conv", stride=2, padding=config.stem_padding)
     for i in (1, 2):
@@ -206,13 +104,13 @@ def _learning_to_downsample(g: _Graph, x: str, config: FastSCNNConfig) -> str:
     return x
 
 
-def _dsconv(g: _Graph, x: str, name: str, config: FastSCNNConfig, *, stride: int = 1) -> str:
+def _dsconv(g: Graph, x: str, name: str, config: FastSCNNConfig, *, stride: int = 1) -> str:
     between: Activation = "relu" if config.dsconv_relu else "none"
     x = g.conv(x, f"{name}.depthwise", stride=stride, activation=between)
     return g.conv(x, f"{name}.pointwise")
 
 
-def _global_features(g: _Graph, x: str, config: FastSCNNConfig) -> str:
+def _global_features(g: Graph, x: str, config: FastSCNNConfig) -> str:
     f = config.bottleneck_activation
     for i, (name, stride) in enumerate(BOTTLENECKS):
         y = g.conv(x, f"{name}.expand", activation=f)
@@ -222,7 +120,7 @@ def _global_features(g: _Graph, x: str, config: FastSCNNConfig) -> str:
     return _pyramid(g, x, config)
 
 
-def _pyramid(g: _Graph, x: str, config: FastSCNNConfig) -> str:
+def _pyramid(g: Graph, x: str, config: FastSCNNConfig) -> str:
     """All pools at once: rows, then columns, into a square of bins with the pools as its diagonal.
 
     Adaptive average pooling is a product with a matrix of shares, which is exact for every size.
@@ -248,7 +146,7 @@ def _pyramid(g: _Graph, x: str, config: FastSCNNConfig) -> str:
     return g.conv(joined, f"{name}.join")
 
 
-def _shares(g: _Graph, size: str, bins: tuple[int, ...]) -> str:
+def _shares(g: Graph, size: str, bins: tuple[int, ...]) -> str:
     """What each of an axis's cells gives to each bin of all pools: a matrix sum(bins) x size.
 
     Bin i of b has the cells from floor(i size / b) to ceil((i + 1) size / b), in equal shares.
@@ -264,7 +162,7 @@ def _shares(g: _Graph, size: str, bins: tuple[int, ...]) -> str:
     return g.node("Div", *(g.node("Cast", v, to=g.float_type) for v in (inside, length)))
 
 
-def _feature_fusion(g: _Graph, high: str, low: str, config: FastSCNNConfig) -> str:
+def _feature_fusion(g: Graph, high: str, low: str, config: FastSCNNConfig) -> str:
     name = "feature_fusion"
     low = g.resize(low, g.size_of(high), config.ffm_align_corners)
     dilation = 1 if config.ffm_kernel == "dense" else config.ffm_dilation
@@ -274,14 +172,14 @@ def _feature_fusion(g: _Graph, high: str, low: str, config: FastSCNNConfig) -> s
     return g.node("Relu", g.node("Add", y, skip), name=name)
 
 
-def _classifier(g: _Graph, x: str, config: FastSCNNConfig, is_output: bool) -> str:
+def _classifier(g: Graph, x: str, config: FastSCNNConfig, is_output: bool) -> str:
     for i in (1, 2):
         x = _dsconv(g, x, f"classifier.dsconv{i}", config)
     return g.conv(x, "classifier.conv", activation="none", out="scores" if is_output else "")
 
 
 def _head(
-    g: _Graph, scores: str, size: str, config: FastSCNNConfig, output: str, from_floats: bool
+    g: Graph, scores: str, size: str, config: FastSCNNConfig, output: str, from_floats: bool
 ) -> None:
     """Scores sampled to the frame's size, and what `output` makes of them."""
     name = "logits" if output == "logits" else ""

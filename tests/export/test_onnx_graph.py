@@ -14,6 +14,7 @@ import torch
 from networks import frames, network
 
 import fastscnn
+from fastscnn.checkpoints.card import Card
 from fastscnn.export.onnx_graph import build
 from fastscnn.inference.fold import fold
 from fastscnn.media.frames import read_image
@@ -107,6 +108,16 @@ def test_float16() -> None:
     got = run(net, x, half=True, output="logits")
     assert got.dtype == np.float16
     assert np.abs(got - logits).max() < 1e-2 * np.ptp(logits)
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (36, 51), (36, 49), (75, 100), (200, 119), (54, 70)])
+def test_the_working_size_is_that_of_segment(shape: tuple[int, int]) -> None:
+    """Up and down, with ties (51 -> 76.5 -> 76, 49 -> 73.5 -> 74), odd factors, not at all."""
+    net = FastSCNN(19)
+    net.load_state_dict(network("paper").state_dict())
+    net.eval().card = Card(net.config, 19, size=(54, 72))
+    x = frames(1, *shape)
+    assert (run(net, x, working_side=54) == net.segment(x)).mean() > 0.9995
 
 
 def test_values_are_named_as_modules() -> None:
