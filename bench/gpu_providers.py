@@ -241,7 +241,7 @@ def _onnx(model: FastSCNN, frames: Tensor) -> bytes:
         size=(h, w),
         batch=n,
         half=True,
-        labels_from_floats=True,
+        tensorrt=True,
     )
     return bytes(made.SerializeToString())
 

@@ -32,7 +32,7 @@ def build(
     batch: int | None = None,
     working_side: int | None = None,
     half: bool = False,
-    labels_from_floats: bool = False,
+    tensorrt: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The network of `config` as one graph for every frame size, or for `size` (H, W) alone.
@@ -48,7 +48,8 @@ def build(
     `size` and `batch` fix what is free otherwise. With `working_side` frames are first resized to
     that shorter side, as `segment` does where the card names a working size; labels, logits and
     probabilities have the frame's size all the same. `half` computes in float16 from the normalised
-    frame on; `labels_from_floats` makes labels of floats, as TensorRT casts nothing else to uint8.
+    frame on. `tensorrt` keeps to what TensorRT knows of bytes: they are cast to floats before
+    anything else, and labels are cast from floats.
     Values and weights are named as the model's modules are.
     """
     g = Graph(folded, np.float16 if half else np.float32)
@@ -56,11 +57,12 @@ def build(
     if input == "frame":
         inlet = helper.make_tensor_value_info("frame", TensorProto.UINT8, [n, h, w, 3])
         out_size = g.node("Shape", "frame", start=1, end=3)
+        x = g.node("Cast", "frame", to=TensorProto.FLOAT) if tensorrt else "frame"
         if working_side is None:  # bytes are turned over, which is a quarter of the traffic
-            x = g.node("Transpose", "frame", perm=[0, 3, 1, 2])
-            x = g.node("Cast", x, to=TensorProto.FLOAT)
+            x = g.node("Transpose", x, perm=[0, 3, 1, 2])
+            x = x if tensorrt else g.node("Cast", x, to=TensorProto.FLOAT)
         else:
-            x = resize_frame(g, "frame", out_size, working_side)
+            x = resize_frame(g, x, out_size, working_side)
         x = _normalize(g, x, config)
     else:
         inlet = helper.make_tensor_value_info("tensor", TensorProto.FLOAT, [n, 3, h, w])
@@ -70,7 +72,7 @@ def build(
     low = _global_features(g, high, config)
     scores = _classifier(g, _feature_fusion(g, high, low, config), config, output == "scores")
     if output != "scores":
-        _head(g, scores, out_size, config, output, labels_from_floats)
+        _head(g, scores, out_size, config, output, tensorrt)
     dims = {
         "labels": [n, h, w],
         "scores": [n, num_classes, "score_rows", "score_columns"],
@@ -179,7 +181,7 @@ def _classifier(g: Graph, x: str, config: FastSCNNConfig, is_output: bool) -> st
 
 
 def _head(
-    g: Graph, scores: str, size: str, config: FastSCNNConfig, output: str, from_floats: bool
+    g: Graph, scores: str, size: str, config: FastSCNNConfig, output: str, tensorrt: bool
 ) -> None:
     """Scores sampled to the frame's size, and what `output` makes of them."""
     name = "logits" if output == "logits" else ""
@@ -188,6 +190,6 @@ def _head(
         g.node("Softmax", logits, name="probabilities", axis=1)
     elif output == "labels":
         best = g.node("ArgMax", logits, axis=1, keepdims=0)
-        if from_floats:
+        if tensorrt:
             best = g.node("Cast", best, to=g.float_type)
         g.node("Cast", best, name="labels", to=TensorProto.UINT8)

@@ -9,7 +9,7 @@ from fastscnn.export.onnx_nodes import Graph
 
 
 def resize_frame(g: Graph, frame: str, size: str, side: int) -> str:
-    """uint8 N x H x W x 3 to planes of that shorter side, whole numbers in float32.
+    """Values 0..255, N x H x W x 3, to planes of that shorter side, whole numbers in float32.
 
     Equal to what torch makes of bytes on a CPU: columns first, then rows, each rounded. The size is
     that of `Segmenter.input_size`: size * side / shorter, rounded with ties to even, in integers.

@@ -65,12 +65,12 @@ def test_alignment_is_told_apart(align_corners: bool) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "tramac", "paddleseg"])
-@pytest.mark.parametrize("from_floats", [False, True])
-def test_frames_to_labels(preset: str, from_floats: bool) -> None:
+@pytest.mark.parametrize("tensorrt", [False, True])
+def test_frames_to_labels(preset: str, tensorrt: bool) -> None:
     net = network(preset)
     for n, h, w in ((1, 64, 96), (2, 75, 51)):
         x = frames(n, h, w)
-        labels = run(net, x, labels_from_floats=from_floats)
+        labels = run(net, x, tensorrt=tensorrt)
         expected = net.segment(x)
         assert labels.dtype == np.uint8
         assert len(np.unique(expected)) > 3
@@ -111,13 +111,14 @@ def test_float16() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (36, 51), (36, 49), (75, 100), (200, 119), (54, 70)])
-def test_the_working_size_is_that_of_segment(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("tensorrt", [False, True])
+def test_the_working_size_is_that_of_segment(shape: tuple[int, int], tensorrt: bool) -> None:
     """Up and down, with ties (51 -> 76.5 -> 76, 49 -> 73.5 -> 74), odd factors, not at all."""
     net = FastSCNN(19)
     net.load_state_dict(network("paper").state_dict())
     net.eval().card = Card(net.config, 19, size=(54, 72))
     x = frames(1, *shape)
-    assert (run(net, x, working_side=54) == net.segment(x)).mean() > 0.9995
+    assert (run(net, x, working_side=54, tensorrt=tensorrt) == net.segment(x)).mean() > 0.9995
 
 
 def test_values_are_named_as_modules() -> None:
@@ -138,3 +139,19 @@ def test_real_frames(data_dir: Path) -> None:
         x = read_image(path)
         assert (own.run(None, {"frame": x[None]})[0] == net.segment(x, size=x.shape[:2])).all()
         assert (working.run(None, {"frame": x[None]})[0] == net.segment(x)).mean() > 0.9999
+
+
+@pytest.mark.parametrize("working_side", [None, 54])
+def test_tensorrt_does_nothing_to_bytes_but_cast_them(working_side: int | None) -> None:
+    """Its casts to uint8 are from floats, and what it reads in uint8 it casts before all else."""
+    net = network("paper")
+    model = build(fold(net), net.config, 19, working_side=working_side, tensorrt=True)
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input]}
+    readers = [n.op_type for n in graph.node if "frame" in n.input]
+    assert sorted(set(readers)) == ["Cast", "Shape"]
+    assert [n for n, t in types.items() if t == onnx.TensorProto.UINT8] == ["frame"]
+    (last,) = [n for n in graph.node if "labels" in n.output]
+    assert last.op_type == "Cast"
+    assert types[last.input[0]] == onnx.TensorProto.FLOAT
+    assert not [n for n, t in types.items() if t == onnx.TensorProto.DOUBLE]
