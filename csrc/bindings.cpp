@@ -163,6 +163,13 @@ void dense_head(Address scores, Address out, int batch, int classes, bool softma
         ws);
 }
 
+void overlay(Address labels, Address frame, Address colors, int classes, int alpha, Address y,
+             int64_t pixels, int threads, const std::string& isa, Workspace& ws) {
+    find_kernels(isa).overlay({pointer<uint8_t>(labels), pointer<uint8_t>(frame),
+                               pointer<uint8_t>(colors), classes, alpha, pointer<uint8_t>(y), pixels,
+                               &ws.pool(), threads});
+}
+
 // --- int8 -------------------------------------------------------------------------------------
 
 PackedMatrixInt8 make_matrix_int8(Address weight, Address start, Address scale, Address bias,
@@ -274,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
+    m.def("overlay", &overlay, unlocked);
 #ifdef FASTSCNN_WITH_CUDA
     bind_cuda(m);
 #endif

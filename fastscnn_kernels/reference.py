@@ -220,6 +220,22 @@ def softmax_head(scores: Tensor, size: tuple[int, int], *, align_corners: bool =
     return torch.softmax(resize(scores.float(), size, align_corners), dim=1)
 
 
+def colorize(labels: Tensor, colors: Tensor) -> Tensor:
+    """uint8 labels ... to uint8 RGB ... x 3 by the table `colors`, uint8 K x 3; labels from K on
+    are black."""
+    table = F.pad(colors, (0, 0, 0, 256 - len(colors)))
+    return table[labels.long()]
+
+
+def overlay(frame: Tensor, labels: Tensor, colors: Tensor, *, opacity: float = 0.5) -> Tensor:
+    """uint8 `frame` ... x 3 mixed with the colours of its labels, floor((frame * (256 - a) + colour
+    * a) / 256) with a = round(256 * opacity); where a label has no colour, the frame alone."""
+    alpha = round(256 * opacity)
+    mixed = frame.int() * (256 - alpha) + colorize(labels, colors).int() * alpha
+    known = (labels < len(colors)).unsqueeze(-1)
+    return torch.where(known, (mixed >> 8).byte(), frame)
+
+
 def learning_to_downsample(
     frame: Tensor,
     stem_weight: Tensor,

@@ -186,6 +186,19 @@ struct FeatureFusionParams {
     float* scratch;
 };
 
+// Labels to the classes' colours, or to a frame tinted with them.
+struct OverlayParams {
+    const uint8_t* labels;  // [pixels]
+    const uint8_t* frame;   // [pixels, 3], or null: the colours alone
+    const uint8_t* colors;  // [classes, 3]
+    int classes;            // labels from here on are black, or leave the frame as it is
+    int alpha;              // opacity of the colours over a frame, 0..256
+    uint8_t* y;             // [pixels, 3]; may be frame
+    int64_t pixels;
+    Pool* pool;
+    int threads;
+};
+
 struct Kernels {
     const char* name;  // instruction set
     int lanes;         // floats in a vector
@@ -202,6 +215,7 @@ struct Kernels {
     int64_t (*feature_fusion)(const FeatureFusionParams&);
     int64_t (*dense_head)(const DenseHeadParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
+    void (*overlay)(const OverlayParams&);
 };
 
 }  // namespace fastscnn

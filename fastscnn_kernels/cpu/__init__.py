@@ -2,11 +2,13 @@
 
 from fastscnn_kernels.cpu.operations import (
     argmax_head,
+    colorize,
     depthwise_conv,
     dsconv,
     feature_fusion,
     inverted_residual,
     learning_to_downsample,
+    overlay,
     pointwise_conv,
     pyramid_pool,
     resize,
@@ -16,11 +18,13 @@ from fastscnn_kernels.cpu.operations import (
 
 __all__ = [
     "argmax_head",
+    "colorize",
     "depthwise_conv",
     "dsconv",
     "feature_fusion",
     "inverted_residual",
     "learning_to_downsample",
+    "overlay",
     "pointwise_conv",
     "pyramid_pool",
     "resize",
