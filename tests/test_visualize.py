@@ -54,6 +54,30 @@ def test_every_instruction_set_equals_the_twin(isa: str, threads: int) -> None:
     assert torch.equal(got, reference.colorize(labels, colors))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "sizes",
+    [((64, 128), (36, 72)), ((7, 1), (32, 64)), ((97, 131), (64, 200)), ((50, 333), (50, 777))],
+    ids=str,
+)
+def test_frames_are_resized_as_the_twin_says(
+    sizes: tuple[tuple[int, int], tuple[int, int]], isa: str
+) -> None:
+    frame = torch.randint(0, 256, (2, *sizes[0], 3), dtype=torch.uint8)
+    twin = reference.resize_frame(frame, sizes[1])
+    assert torch.equal(cpu.resize_frame(frame, sizes[1], threads=3, isa=isa), twin)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="needs AVX2"
+)
+def test_the_twin_resizes_as_torch_does() -> None:
+    for size, out in [((64, 128), (36, 72)), ((97, 131), (201, 77)), ((5, 9), (32, 64))]:
+        frame = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
+        torchs = torch.nn.functional.interpolate(frame.permute(0, 3, 1, 2), out, mode="bilinear")
+        assert torch.equal(reference.resize_frame(frame, out), torchs.permute(0, 2, 3, 1))
+
+
 def test_views_and_other_integers_are_taken() -> None:
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (40, 60, 3), np.uint8)

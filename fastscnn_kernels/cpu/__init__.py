@@ -12,6 +12,7 @@ from fastscnn_kernels.cpu.operations import (
     pointwise_conv,
     pyramid_pool,
     resize,
+    resize_frame,
     softmax_head,
     stem_conv,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "pointwise_conv",
     "pyramid_pool",
     "resize",
+    "resize_frame",
     "softmax_head",
     "stem_conv",
 ]

@@ -1,5 +1,4 @@
-"""The heads on CPU tensors in C++: class scores to full-size labels, probabilities or logits, and
-labels to pictures.
+"""The heads on CPU tensors in C++: class scores to full-size labels, probabilities or logits.
 
 `cpu.py` offers them beside the other operations and says what all have in common. `workspace` is
 the `_C.Workspace` to use; by default one of the calling thread.
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack as cpu_pack
-from fastscnn_kernels.cpu.pack import check_threads, dense_bytes, nhwc
+from fastscnn_kernels.cpu.pack import check_threads, nhwc
 
 
 def argmax_head(
@@ -76,61 +75,6 @@ def resize(
 ) -> Tensor:
     """Bilinear sampling of N x C x h x w (C up to 255) to N x C x H x W, contiguous."""
     return _dense_head("resize", x, size, align_corners, False, threads, isa, workspace)
-
-
-def colorize(
-    labels: Tensor,
-    colors: Tensor,
-    *,
-    threads: int | None = None,
-    isa: str = "",
-    workspace: Any = None,
-) -> Tensor:
-    """uint8 labels of any shape to uint8 RGB ... x 3 by `colors`, uint8 K x 3; labels from K on are
-    black."""
-    return _overlay("colorize", None, labels, colors, 1.0, threads, isa, workspace)
-
-
-def overlay(
-    frame: Tensor,
-    labels: Tensor,
-    colors: Tensor,
-    *,
-    opacity: float = 0.5,
-    threads: int | None = None,
-    isa: str = "",
-    workspace: Any = None,
-) -> Tensor:
-    """uint8 `frame` ... x 3 mixed with the colours of its labels, uint8 ...; labels from K on leave
-    the frame as it is. Equals the twin bit for bit."""
-    return _overlay("overlay", frame, labels, colors, opacity, threads, isa, workspace)
-
-
-def _overlay(
-    op: str,
-    frame: Tensor | None,
-    labels: Tensor,
-    colors: Tensor,
-    opacity: float,
-    threads: int | None,
-    isa: str,
-    workspace: Any,
-) -> Tensor:
-    labels = dense_bytes(op, "labels", labels, tuple(labels.shape))
-    colors = dense_bytes(op, "colors", colors, (len(colors), 3))
-    if len(colors) > 255:
-        raise ValueError(f"{op}: colors has {len(colors)} rows, expected at most 255 classes")
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"{op}: opacity={opacity}, expected 0..1")
-    if frame is not None:
-        frame = dense_bytes(op, "frame", frame, (*labels.shape, 3))
-    y = torch.empty((*labels.shape, 3), dtype=torch.uint8)
-    extension.load().overlay(
-        *(labels.data_ptr(), 0 if frame is None else frame.data_ptr(), colors.data_ptr()),
-        *(len(colors), round(256 * opacity), y.data_ptr(), labels.numel()),
-        *(check_threads(op, threads), isa, workspace or cpu_pack.workspace()),
-    )
-    return y
 
 
 def _dense_head(

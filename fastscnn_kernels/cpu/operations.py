@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack as pack
-from fastscnn_kernels.cpu.heads import argmax_head, colorize, overlay, resize, softmax_head
+from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
+from fastscnn_kernels.cpu.pictures import colorize, overlay, resize_frame
 
 __all__ = [
     "argmax_head",
@@ -32,6 +33,7 @@ __all__ = [
     "pointwise_conv",
     "pyramid_pool",
     "resize",
+    "resize_frame",
     "softmax_head",
     "stem_conv",
 ]
