@@ -35,7 +35,7 @@ def test_both_tools_run_on_the_selected_tests(sanitizer: Path) -> None:
     assert [line.split()[2] for line in lines] == ["memcheck", "racecheck"]
     for line in lines:
         assert "--error-exitcode 1 PYTHON -m pytest" in line
-        assert line.endswith("tests/test_cuda_gpu.py -k every_kernel_once")
+        assert line.endswith("tests/kernels/cuda/test_cuda_gpu.py -k every_kernel_once")
     text = (SCRIPT.parent / "test_cuda_gpu.py").read_text()
     assert text.count("def test_every_kernel_once(") == 1
 

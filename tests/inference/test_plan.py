@@ -13,7 +13,7 @@ from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition
 from fastscnn_kernels.cuda import operations as cuda
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAPER = PRESETS["paper"]
 TRITON = Composition(reference, "triton")
 BOTH = Composition(reference, "triton", tuple(cuda.TYPES))

@@ -219,3 +219,17 @@ def check_labels(labels: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     behind = (logits.amax(1) - chosen) / logits.abs().max()
     at = tuple(int(i) for i in torch.unravel_index(behind.argmax(), behind.shape))
     assert behind[at] <= 1e-4, f"label {labels[at]} at {at} is {behind[at]:.2e} behind the best"
+
+
+def on_gpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    if isinstance(value, dict):
+        return {n: on_gpu(v) for n, v in value.items()}
+    if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+        return type(value)(on_gpu(v) for v in value)
+    return value
+
+
+def tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)

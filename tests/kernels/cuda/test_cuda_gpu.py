@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import check
+from networks import trained_for_a_moment
+from op_cases import check, on_gpu, tensors
 from test_cuda_host import CASES, HALF, dtypes
-from test_cuda_network import trained_for_a_moment
-from test_triton_gpu import on_gpu, tensors
 from tolerance import assert_close
 
 import fastscnn_kernels as k

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import network
 from PIL import Image
-from test_cpu_runtime import network
 from torch import Tensor
 
 import fastscnn

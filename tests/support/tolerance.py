@@ -39,3 +39,12 @@ def assert_close(ours: Tensor, exact64: Tensor, torch_same_dtype: Tensor) -> Non
         f"{exact[worst].item():.8g}; allowed {allowed:.3e} = 2 x torch's {torch_error:.3e} "
         f"+ {FLOOR[ours.dtype]:g} x {scale:.3e}"
     )
+
+
+def assert_labels(labels: Tensor, logits: Tensor, margin: float = 1e-5) -> None:
+    """Equal to the float64 arg-max but where the two best are within `margin` of the range."""
+    assert labels.dtype == torch.uint8
+    best = logits.amax(1)
+    chosen = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
+    short = (best - chosen) / (logits.max() - logits.min()).clamp_min(1e-30)
+    assert short.max() <= margin, f"a label's score is {short.max():.2e} of the range too low"

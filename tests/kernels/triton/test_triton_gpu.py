@@ -3,11 +3,9 @@ whole networks."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from op_cases import CASES, DTYPES, Case, check
+from op_cases import CASES, DTYPES, Case, check, on_gpu, tensors
 from tolerance import assert_close
 
 import fastscnn_kernels as k
@@ -24,20 +22,6 @@ CORE = [c for c in CASES if c.core]
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def on_gpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.cuda()
-    if isinstance(value, dict):
-        return {n: on_gpu(v) for n, v in value.items()}
-    if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
-        return type(value)(on_gpu(v) for v in value)
-    return value
-
-
-def tensors(value: Any) -> tuple[torch.Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

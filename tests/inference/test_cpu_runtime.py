@@ -10,13 +10,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import networks
 import pytest
 import torch
-from test_cpu_heads import assert_labels
+from networks import frames, network, runtime
+from tolerance import assert_labels
 from torch import Tensor
 
-from fastscnn.inference.cpu_runtime import CpuRuntime
-from fastscnn.inference.fold import fold
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
@@ -35,30 +35,9 @@ def _one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def network(preset: str, classes: int = 19) -> FastSCNN:
-    """Random weights whose batch norms are not the identity, so that folding matters."""
-    torch.manual_seed(0)
-    model = FastSCNN(classes, config=PRESETS[preset]).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-    return model
-
-
-def runtime(model: FastSCNN, isa: str = "") -> CpuRuntime:
-    return CpuRuntime(fold(model), model.config, model.num_classes, isa=isa)
-
-
 def exact_logits(model: FastSCNN, x: Tensor) -> Tensor:
     with torch.no_grad():
         return model.double()(x.double())
-
-
-def frames(n: int, h: int, w: int) -> Tensor:
-    return torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -170,7 +149,7 @@ def test_memory_is_bounded_and_reused() -> None:
 PEAK = """
 import re
 from pathlib import Path
-from test_cpu_runtime import frames, network, runtime
+from networks import frames, network, runtime
 
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -191,7 +170,10 @@ print(*sizes, run.workspace_bytes())
 def test_a_process_needs_36_mb_for_a_large_frame_and_no_more_for_the_next() -> None:
     """What the system counts, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", PEAK], cwd=Path(__file__).parent, check=True, capture_output=True
+        [sys.executable, "-c", PEAK],
+        cwd=Path(networks.__file__).parent,
+        check=True,
+        capture_output=True,
     )
     before, first, *_, last, held = map(int, done.stdout.split())
     assert first - before < 40e6  # with labels and page tables

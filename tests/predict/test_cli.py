@@ -296,7 +296,7 @@ def test_make_demo_overwrites_only_when_told() -> None:
     def commands(*options: str) -> str:
         argv = [make, "--no-print-directory", "--dry-run", "demo", "IMAGE=a b.jpg", *options]
         return subprocess.run(
-            argv, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+            argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
         ).stdout.splitlines()[-1]
 
     assert commands().endswith('fastscnn segment "a b.jpg" -o out')

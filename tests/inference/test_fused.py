@@ -12,43 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import pair
 from torch import nn
 
 from fastscnn.inference.fused import FusedFastSCNN
-from fastscnn.network.config import PRESETS, FastSCNNConfig
+from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
-
-
-def randomize(model: FastSCNN) -> None:
-    """Statistics as after training: random affine parameters, running means that fit the data,
-    scores that depend on the picture. Folding and labels then have something to do."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for m in norms:
-        nn.init.uniform_(m.weight, 0.5, 1.5)
-        nn.init.normal_(m.bias, std=0.2)
-        m.momentum = 1.0
-    nn.init.normal_(model.classifier.conv.weight, std=0.1)
-    with torch.no_grad():
-        noise = torch.randn(4, 3, 8, 12)
-        x = F.interpolate(noise, (96, 160), mode="bicubic") + 0.1 * torch.randn(4, 3, 96, 160)
-        model.train().scores_aux(x) if model.aux is not None else model.train().scores(x)
-        for m in norms:
-            m.momentum = model.config.bn_momentum
-            m.running_var.clamp_(min=0.3 * float(m.running_var.mean()))
-        scores = model.eval().scores(x)
-        model.classifier.conv.bias.sub_(scores.mean(dim=(0, 2, 3)))
-
-
-def pair(
-    num_classes: int = 7, config: FastSCNNConfig | None = None, **options: bool
-) -> tuple[FastSCNN, FusedFastSCNN]:
-    """A reference and a fused network with the same weights, in eval mode."""
-    torch.manual_seed(0)
-    reference = FastSCNN(num_classes, config=config, **options)
-    randomize(reference)
-    fused = FusedFastSCNN(num_classes, config=config, **options)
-    fused.load_state_dict(reference.state_dict())
-    return reference.eval(), fused.eval()
 
 
 def assert_same(ours: torch.Tensor, exact: torch.Tensor, tolerance: float = 1e-4) -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 import pybind11
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = HERE.parents[3]
 CUDA = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 FLAGS = (

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs a subset of the CPU tests on an extension built with AddressSanitizer and
-# UndefinedBehaviorSanitizer, beside the normal one: tests/sanitize.sh [PYTHON]
+# UndefinedBehaviorSanitizer, beside the normal one: tests/kernels/cpu/sanitize.sh [PYTHON]
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../../.." && pwd)
 python=$(command -v "${1:-$root/.venv/bin/python}")
 build=$root/build/sanitize
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTSCNN_CUDA=0 \
@@ -22,6 +22,6 @@ cp "$build"/_C.*.so "$build/tree/fastscnn_kernels/"
 cd "$build/tree"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/test_cpu_ops.py \
-    tests/test_cpu_heads.py tests/test_int8.py \
+    OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/kernels/cpu/test_cpu_ops.py \
+    tests/kernels/cpu/test_cpu_heads.py tests/inference/test_int8.py \
     -k "(fuzz or layout or 7 or equal or nan or bits) and not network and not preset"

@@ -5,6 +5,6 @@ import sys
 from pathlib import Path
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    sys.path.insert(0, str(Path(__file__).parent))
 else:
     collect_ignore_glob = ["test_*.py"]

@@ -1,7 +1,8 @@
 """Compiles the whole network at 1024x2048 with production tiles, for every GPU generation.
 
 Nothing runs: the launchers' own host code decides what is compiled (see compile_only.py). All
-targets and dtypes take minutes: pytest tests/test_triton_compile.py -m "slow or not slow"
+targets and dtypes take minutes:
+pytest tests/kernels/triton/test_triton_compile.py -m "slow or not slow"
 """
 
 from __future__ import annotations

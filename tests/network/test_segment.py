@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_fused import pair
+from networks import pair
 
 from fastscnn.checkpoints.card import Card
 from fastscnn.inference.fused import FusedFastSCNN

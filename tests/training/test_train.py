@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_data
 from PIL import Image
 from torch import Tensor
 from training_data import (
@@ -268,7 +269,7 @@ trainer(tiny(epochs=6, ema=0.9), data, out, save_every=1, workers=1).run()
 
 
 def _environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **more}
+    return {**os.environ, "PYTHONPATH": str(Path(training_data.__file__).parent), **more}
 
 
 def test_a_killed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerance import assert_close
+from tolerance import assert_close, assert_labels
 from torch import Tensor
 
 from fastscnn_kernels import reference
@@ -46,15 +46,6 @@ def scores_of(kind: str, classes: int, size: tuple[int, int]) -> Tensor:
         coarse = 8 * torch.randn(2, classes, 3, 4)
         x = F.interpolate(coarse, size, mode="bicubic", align_corners=True)
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def assert_labels(labels: Tensor, logits: Tensor, margin: float = 1e-5) -> None:
-    """Equal to the float64 arg-max but where the two best are within `margin` of the range."""
-    assert labels.dtype == torch.uint8
-    best = logits.amax(1)
-    chosen = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
-    short = (best - chosen) / (logits.max() - logits.min()).clamp_min(1e-30)
-    assert short.max() <= margin, f"a label's score is {short.max():.2e} of the range too low"
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -12,29 +12,18 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
 
 import compiled
 from host import running_on
+from networks import trained_for_a_moment
 from op_cases import bottleneck, case, check, downsample, separable
 from tolerance import assert_close
 
 import fastscnn_kernels
 from fastscnn.inference.fold import Conv, fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
-from fastscnn.network.config import PRESETS
-from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
 from fastscnn_kernels.composition import Composition, _Twins
 from fastscnn_kernels.cuda import operations as cuda
 
 TYPES = tuple(cuda.TYPES)
-
-
-def trained_for_a_moment(preset: str, classes: int) -> FastSCNN:
-    """Running statistics that fit the weights, so that activations stay in range."""
-    torch.manual_seed(0)
-    model = FastSCNN(classes, config=PRESETS[preset])
-    with torch.no_grad():
-        for _ in range(10):
-            model(torch.randn(2, 3, 64, 64))
-    return model.eval()
 
 
 @pytest.mark.parametrize("preset", ["paper", pytest.param("tramac", marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import gpu_providers
 import gpu_run
@@ -31,7 +31,7 @@ from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn_kernels.triton import tiles
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def worker(tmp_path: Path, body: str) -> list[str]:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 #: Without what picks an instruction set, the threads, and int8, which is for x86-64 only.
 KERNELS = [
     f
     for f in (ROOT / "csrc/cpu").glob("*.cpp")
     if f.stem not in ("isa", "pool") and not f.stem.endswith("_int8")
 ]
-MAIN = ROOT / "tests/cpu_cross/main.cpp"
+MAIN = ROOT / "tests/kernels/cpu/cpu_cross/main.cpp"
 FLAGS = ("-std=gnu++17", "-O2", "-ffp-contract=fast", "-Wno-psabi", f"-I{ROOT / 'csrc/cpu'}")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers")
 
