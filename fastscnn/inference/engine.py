@@ -296,6 +296,4 @@ def _no_empty_graph() -> Iterator[None]:
                 "the capture recorded nothing, its kernels ran on another device or stream: make "
                 "the engine's device current (torch.cuda.set_device) before the first call"
             )
-        warnings.warn_explicit(
-            warning.message, warning.category, warning.filename, warning.lineno
-        )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

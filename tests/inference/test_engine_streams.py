@@ -51,10 +51,10 @@ class Cuda:
     def current_stream(self, device: Any = None) -> Stream:
         return self.streams[self.now if device is None else device.index]
 
-    def Stream(self, device: Any = None) -> Stream:  # noqa: N802 (torch's name)
+    def Stream(self, device: Any = None) -> Stream:
         return Stream(self.now if device is None else device.index)
 
-    def CUDAGraph(self) -> Graph:  # noqa: N802
+    def CUDAGraph(self) -> Graph:
         self.graphs.append(Graph(self))
         return self.graphs[-1]
 
