@@ -7,6 +7,7 @@
 
 #include <array>
 #include <thread>
+#include <tuple>
 
 #include "cpu/packed_int8.h"
 #ifdef FASTSCNN_WITH_CUDA
@@ -163,6 +164,31 @@ void dense_head(Address scores, Address out, int batch, int classes, bool softma
         ws);
 }
 
+// --- training ---------------------------------------------------------------------------------
+
+// Returns the sum of the losses, that of the labelled pixels' weights, and a pixel whose label is
+// no class (or -1).
+std::tuple<double, double, int64_t> cross_entropy_head(
+    Address scores, Address labels, bool labels_are_bytes, Address weight, Address pixel_grad,
+    int64_t ignore, float smoothing, Address loss, Address grad, int batch, int classes,
+    const Axis& y, const Axis& x, int threads, const std::string& isa, Workspace& ws) {
+    double sums[2];
+    int64_t invalid;
+    CrossEntropyHeadParams p{};
+    p.scores = pointer(scores);
+    if (labels_are_bytes)
+        p.labels8 = pointer<const uint8_t>(labels);
+    else
+        p.labels64 = pointer<const int64_t>(labels);
+    p.weight = pointer(weight), p.pixel_grad = pointer(pixel_grad);
+    p.ignore = ignore, p.smoothing = smoothing;
+    p.loss = pointer(loss), p.sums = sums, p.grad = pointer(grad), p.invalid = &invalid;
+    p.batch = batch, p.classes = classes, p.y = view(y), p.x = view(x);
+    p.pool = &ws.pool(), p.threads = threads;
+    run(find_kernels(isa).cross_entropy_head, p, ws);
+    return {sums[0], sums[1], invalid};
+}
+
 // --- int8 -------------------------------------------------------------------------------------
 
 PackedMatrixInt8 make_matrix_int8(Address weight, Address start, Address scale, Address bias,
@@ -274,6 +300,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
+    m.def("cross_entropy_head", &cross_entropy_head, unlocked);
 #ifdef FASTSCNN_WITH_CUDA
     bind_cuda(m);
 #endif

@@ -33,11 +33,13 @@ def define(
     schema: str,
     fake: Callable[..., Any],
     adapt: Callable[..., Any] = one_map,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
 ) -> Callable[..., Any]:
     """The custom op fastscnn::`name`.
 
     `adapt` calls an implementation, which has the twin's signature, with the schema's arguments and
-    returns what the schema promises.
+    returns what the schema promises. `gradient` is what autograd saves of a call, and what it does
+    with that: `setup_context` and `backward` of `torch.library.register_autograd`.
     """
 
     def on_cpu(*args: Any, **options: Any) -> Any:
@@ -53,13 +55,16 @@ def define(
     )
     op.register_kernel("cuda", on_gpu)
     op.register_fake(fake)
+    if gradient is not None:
+        setup, backward = gradient
+        op.register_autograd(backward, setup_context=setup)
     return op
 
 
 def cpu_implementation(name: str, *args: Any) -> Implementation:
-    """C++ where all tensors are float32 (or uint8 frames), the twin for every other dtype."""
+    """C++ where all tensors are float32 (or frames and labels), the twin for every other dtype."""
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
-    if dtypes <= {torch.float32, torch.uint8}:
+    if dtypes <= {torch.float32, torch.uint8, torch.int64}:
         from fastscnn_kernels.cpu import operations as cpu
 
         return cast(Implementation, getattr(cpu, name))

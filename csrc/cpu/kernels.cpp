@@ -15,6 +15,7 @@ int64_t inverted_residual(const InvertedResidualParams&);
 int64_t pyramid_pool(const PyramidPoolParams&);
 int64_t feature_fusion(const FeatureFusionParams&);
 int64_t dense_head(const DenseHeadParams&);
+int64_t cross_entropy_head(const CrossEntropyHeadParams&);
 void argmax_head(const ArgmaxHeadParams&);
 
 static int64_t pack_matrix(const float* weight, const float* bias, int out, int inputs, int taps,
@@ -38,9 +39,19 @@ static int64_t pack_matrix(const float* weight, const float* bias, int out, int 
 #define STRING(x) STRING_(x)
 extern const Kernels kernels;
 const Kernels kernels = {
-    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,    stem_conv,
-    depthwise_conv,       pointwise_conv, dsconv,         learning_to_downsample,
-    inverted_residual,    pyramid_pool,   feature_fusion, dense_head,
+    STRING(FASTSCNN_ISA),
+    kLanes,
+    pack_matrix,
+    stem_conv,
+    depthwise_conv,
+    pointwise_conv,
+    dsconv,
+    learning_to_downsample,
+    inverted_residual,
+    pyramid_pool,
+    feature_fusion,
+    dense_head,
+    cross_entropy_head,
     argmax_head,
 };
 

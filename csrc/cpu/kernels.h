@@ -46,6 +46,27 @@ struct DenseHeadParams {
     float* scratch;
 };
 
+// Cross-entropy of class scores that are sampled to the labels' size, and its gradient.
+struct CrossEntropyHeadParams {
+    const float* scores;        // [batch, y.in, x.in, classes]
+    const uint8_t* labels8;     // [batch, y.out, x.out], or null:
+    const int64_t* labels64;    // the same
+    const float* weight;        // [classes], or null: ones
+    const float* pixel_grad;    // [batch, y.out, x.out] of the pixels' losses, or null: ones
+    int64_t ignore;             // label of pixels that do not count
+    float smoothing;            // share of the loss that is spread over all classes
+    float* loss;                // [batch, y.out, x.out], or null
+    double* sums;               // [2]: of the losses, and of the weights of the labelled pixels
+    float* grad;                // like scores, or null
+    int64_t* invalid;           // out: some pixel whose label is no class, or -1
+    int batch;
+    int classes;  // 1..255
+    AxisView y, x;
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
 // Bounds after a convolution: 0 and infinity for ReLU, 0 and 6 for ReLU6, infinities for none.
 struct Activation {
     float low, high;
@@ -201,6 +222,7 @@ struct Kernels {
     int64_t (*pyramid_pool)(const PyramidPoolParams&);
     int64_t (*feature_fusion)(const FeatureFusionParams&);
     int64_t (*dense_head)(const DenseHeadParams&);
+    int64_t (*cross_entropy_head)(const CrossEntropyHeadParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
 };
 

@@ -2,6 +2,9 @@
 
 from fastscnn_kernels.cpu.operations import (
     argmax_head,
+    cross_entropy_head_backward,
+    cross_entropy_head_map,
+    cross_entropy_head_sums,
     depthwise_conv,
     dsconv,
     feature_fusion,
@@ -16,6 +19,9 @@ from fastscnn_kernels.cpu.operations import (
 
 __all__ = [
     "argmax_head",
+    "cross_entropy_head_backward",
+    "cross_entropy_head_map",
+    "cross_entropy_head_sums",
     "depthwise_conv",
     "dsconv",
     "feature_fusion",

@@ -19,9 +19,17 @@ from torch import Tensor
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack as pack
 from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
+from fastscnn_kernels.cpu.training import (
+    cross_entropy_head_backward,
+    cross_entropy_head_map,
+    cross_entropy_head_sums,
+)
 
 __all__ = [
     "argmax_head",
+    "cross_entropy_head_backward",
+    "cross_entropy_head_map",
+    "cross_entropy_head_sums",
     "depthwise_conv",
     "dsconv",
     "feature_fusion",
