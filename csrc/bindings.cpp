@@ -189,6 +189,75 @@ std::tuple<double, double, int64_t> cross_entropy_head(
     return {sums[0], sums[1], invalid};
 }
 
+void moments(Address x, bool bf16, int64_t pixels, int channels, Address mean, Address var,
+             int threads, const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).moments,
+        {pointer<void>(x), bf16, pixels, channels, pointer(mean), pointer(var), &ws.pool(), threads,
+         nullptr},
+        ws);
+}
+
+// `addresses` of weight, bias, mean and variance; all 0 for no batch norm.
+Norm make_norm(std::array<Address, 4> addresses, float eps, bool batch_moments,
+               std::array<float, 2> act) {
+    return {pointer(addresses[0]), pointer(addresses[1]), pointer(addresses[2]),
+            pointer(addresses[3]), eps,                   batch_moments,
+            activation(act)};
+}
+
+void batch_norm(Address x, bool bf16, int64_t pixels, int channels, const Norm& norm, Address y,
+                int threads, const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).batch_norm,
+        {pointer<void>(x), bf16, pixels, channels, norm, pointer<void>(y), &ws.pool(), threads,
+         nullptr},
+        ws);
+}
+
+void batch_norm_backward(Address dy, Address x, bool bf16, int64_t pixels, int channels,
+                         const Norm& norm, Address dx, Address dweight, Address dbias, int threads,
+                         const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).batch_norm_backward,
+        {pointer<void>(dy), pointer<void>(x), bf16, pixels, channels, norm, nullptr,
+         pointer<void>(dx), pointer(dweight), pointer(dbias), &ws.pool(), threads, nullptr},
+        ws);
+}
+
+NormDepthwiseParams norm_depthwise_params(Address x, bool bf16, std::array<int, 4> shape,
+                                          int stride, int dilation, const Norm& norm, Address taps,
+                                          Address bias, int threads) {
+    NormDepthwiseParams p{};
+    p.x = pointer<void>(x), p.bf16 = bf16;
+    p.batch = shape[0], p.h = shape[1], p.w = shape[2], p.channels = shape[3];
+    p.stride = stride, p.dilation = dilation, p.norm = norm;
+    p.taps = pointer(taps), p.bias = pointer(bias), p.threads = threads;
+    return p;
+}
+
+// `mean` and `var` of y may be 0.
+void norm_depthwise(NormDepthwiseParams p, Address y, Address mean, Address var,
+                    const std::string& isa, Workspace& ws) {
+    p.y = pointer<void>(y), p.mean = pointer(mean), p.var = pointer(var), p.pool = &ws.pool();
+    run(find_kernels(isa).norm_depthwise, p, ws);
+}
+
+// `gradients` of the norm's weight and bias (0 without one), of the taps and their bias.
+void norm_depthwise_backward(NormDepthwiseParams of, Address dy, Address dx,
+                             std::array<Address, 4> gradients, const std::string& isa,
+                             Workspace& ws) {
+    NormDepthwiseBackwardParams p{of,
+                                  pointer<void>(dy),
+                                  pointer<void>(dx),
+                                  pointer(gradients[0]),
+                                  pointer(gradients[1]),
+                                  pointer(gradients[2]),
+                                  pointer(gradients[3])};
+    const auto kernel = find_kernels(isa).norm_depthwise_backward;
+    p.of.pool = &ws.pool();
+    p.of.scratch = nullptr;
+    p.of.scratch = ws.reserve(kernel(p));
+    kernel(p);
+}
+
 // --- int8 -------------------------------------------------------------------------------------
 
 PackedMatrixInt8 make_matrix_int8(Address weight, Address start, Address scale, Address bias,
@@ -301,6 +370,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
     m.def("cross_entropy_head", &cross_entropy_head, unlocked);
+    m.def("moments", &moments, unlocked);
+    m.def("batch_norm", &batch_norm, unlocked);
+    m.def("batch_norm_backward", &batch_norm_backward, unlocked);
+    py::class_<Norm>(m, "Norm", "Batch norm and an activation.").def(py::init(&make_norm));
+    py::class_<NormDepthwiseParams>(m, "NormDepthwise", "Batch norm and a depthwise convolution.")
+        .def(py::init(&norm_depthwise_params));
+    m.def("norm_depthwise", &norm_depthwise, unlocked);
+    m.def("norm_depthwise_backward", &norm_depthwise_backward, unlocked);
 #ifdef FASTSCNN_WITH_CUDA
     bind_cuda(m);
 #endif

@@ -7,11 +7,23 @@ layout (out, in / groups, kh, kw) with batch norm already folded into weight and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastscnn_kernels.reference_training import (  # noqa: F401
+    batch_norm,
+    batch_norm_backward,
+    cross_entropy_head,
+    cross_entropy_head_backward,
+    cross_entropy_head_map,
+    cross_entropy_head_sums,
+    depthwise_conv_backward,
+    moments,
+    norm_depthwise,
+    norm_depthwise_backward,
+)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -238,85 +250,3 @@ def learning_to_downsample(
     for d in (dsconv1, dsconv2):
         x = dsconv(x, d[0], d[1], d[2], d[3], stride=2, mid_activation=mid_activation)
     return x
-
-
-def cross_entropy_head(
-    scores: Tensor,
-    target: Tensor,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
-    reduction: str = "mean",
-) -> Tensor:
-    """Bilinear to the target's size and softmax cross-entropy with its labels."""
-    logits = resize(scores, (target.shape[1], target.shape[2]), align_corners)
-    return F.cross_entropy(
-        logits, target.long(), weight, ignore_index=ignore_index, reduction=reduction,
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
-
-
-def cross_entropy_head_map(
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
-) -> Tensor:
-    """The losses of the pixels, N x H x W, 0 where ignored."""
-    return cross_entropy_head(
-        scores, target, weight=weight, ignore_index=ignore_index, align_corners=align_corners,
-        label_smoothing=label_smoothing, reduction="none",
-    )  # fmt: skip
-
-
-def cross_entropy_head_backward(
-    pixel_grad: Tensor,
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    ignore_index: int = 255,
-    label_smoothing: float = 0.0,
-    align_corners: bool = False,
-) -> Tensor:
-    """The gradient of `scores` for `pixel_grad`, N x H x W, of the losses of the pixels."""
-    classes, size = scores.shape[1], (target.shape[1], target.shape[2])
-    ones = scores.new_ones(classes)
-    w = ones if weight is None else weight.to(scores.dtype)
-    labelled = target != ignore_index
-    labels = torch.where(labelled, target, 0).long()
-    per_pixel = torch.where(labelled, pixel_grad, 0)
-    hit = ((1 - label_smoothing) * per_pixel * w[labels])[:, None]
-    each = (label_smoothing / classes * per_pixel)[:, None]
-    p = resize(scores, size, align_corners).softmax(1)
-    one_hot = F.one_hot(labels, classes).permute(0, 3, 1, 2)
-    grad = p * (hit + each * w.sum()) - one_hot * hit - each * w[:, None, None]
-    return torch.ops.aten.upsample_bilinear2d_backward(
-        grad.contiguous(), size, scores.shape, align_corners, None, None
-    )
-
-
-def cross_entropy_head_sums(
-    scores: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    gradient: bool = False,
-    **options: Any,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The sum of the pixels' losses, that of the labelled pixels' weights, and the gradient of
-    the first (None if not asked for); `options` as of `cross_entropy_head_map`."""
-    losses = cross_entropy_head_map(scores, target, weight, **options)
-    labelled = target != options.get("ignore_index", 255)
-    labels = target[labelled].long()
-    counts = scores.new_ones(scores.shape[1]) if weight is None else weight
-    grad = None
-    if gradient:
-        ones = torch.ones_like(losses)
-        grad = cross_entropy_head_backward(ones, scores, target, weight, **options)
-    return losses.sum(), counts[labels].sum(), grad

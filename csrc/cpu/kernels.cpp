@@ -16,6 +16,11 @@ int64_t pyramid_pool(const PyramidPoolParams&);
 int64_t feature_fusion(const FeatureFusionParams&);
 int64_t dense_head(const DenseHeadParams&);
 int64_t cross_entropy_head(const CrossEntropyHeadParams&);
+int64_t moments(const MomentsParams&);
+int64_t batch_norm(const BatchNormParams&);
+int64_t batch_norm_backward(const BatchNormBackwardParams&);
+int64_t norm_depthwise(const NormDepthwiseParams&);
+int64_t norm_depthwise_backward(const NormDepthwiseBackwardParams&);
 void argmax_head(const ArgmaxHeadParams&);
 
 static int64_t pack_matrix(const float* weight, const float* bias, int out, int inputs, int taps,
@@ -52,6 +57,11 @@ const Kernels kernels = {
     feature_fusion,
     dense_head,
     cross_entropy_head,
+    moments,
+    batch_norm,
+    batch_norm_backward,
+    norm_depthwise,
+    norm_depthwise_backward,
     argmax_head,
 };
 

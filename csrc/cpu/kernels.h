@@ -207,6 +207,77 @@ struct FeatureFusionParams {
     float* scratch;
 };
 
+// Mean and biased variance of the channels of a map.
+struct MomentsParams {
+    const void* x;  // [pixels, channels], float32 or bfloat16
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    float *mean, *var;  // [channels]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+// y = act((x - mean) / sqrt(var + eps) * weight + bias) per channel.
+struct Norm {
+    const float *weight, *bias, *mean, *var;  // [channels]; weight null: y = x
+    float eps;
+    bool batch_moments;  // mean and var are those of x itself, and move with it
+    Activation act;
+};
+
+struct BatchNormParams {
+    const void* x;  // [pixels, channels], float32 or bfloat16
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    Norm norm;
+    void* y;  // like x
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct BatchNormBackwardParams {
+    const void* dy;  // [pixels, channels], float32 or bfloat16
+    const void* x;   // likewise
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    Norm norm;
+    const float* sums;       // [2, channels], those of dy and dy * (x - mean) where known, or null
+    void* dx;                // like x; may be dy
+    float *dweight, *dbias;  // [channels]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+// 3x3 depthwise convolution of a normalised map, and the moments of the result.
+struct NormDepthwiseParams {
+    const void* x;  // [batch, h, w, channels], float32 or bfloat16
+    bool bf16;
+    int batch, h, w, channels;
+    int stride, dilation;  // stride 1 or 2
+    Norm norm;
+    const float* taps;  // [channels, 9]
+    const float* bias;  // [channels] of the convolution, or null
+    void* y;            // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
+    float *mean, *var;  // [channels] of y, or null
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct NormDepthwiseBackwardParams {
+    NormDepthwiseParams of;         // its y, mean, var and bias are not used
+    const void* dy;                 // like y
+    void* dx;                       // like x, or null
+    float *dweight, *dbias;         // [channels] of the norm, if there is one
+    float *dtaps, *dtaps_bias;      // [channels, 9] and [channels] of the convolution
+};
+
 struct Kernels {
     const char* name;  // instruction set
     int lanes;         // floats in a vector
@@ -223,6 +294,11 @@ struct Kernels {
     int64_t (*feature_fusion)(const FeatureFusionParams&);
     int64_t (*dense_head)(const DenseHeadParams&);
     int64_t (*cross_entropy_head)(const CrossEntropyHeadParams&);
+    int64_t (*moments)(const MomentsParams&);
+    int64_t (*batch_norm)(const BatchNormParams&);
+    int64_t (*batch_norm_backward)(const BatchNormBackwardParams&);
+    int64_t (*norm_depthwise)(const NormDepthwiseParams&);
+    int64_t (*norm_depthwise_backward)(const NormDepthwiseBackwardParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
 };
 

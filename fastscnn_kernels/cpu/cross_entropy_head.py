@@ -1,4 +1,4 @@
-"""Training on CPU tensors in C++: gradients; `operations.py` says what all operations share."""
+"""Cross-entropy of upsampled class scores on CPU tensors in C++; see `operations.py`."""
 
 from __future__ import annotations
 
