@@ -5,6 +5,7 @@ twin of each. Importing this package touches no GPU and needs neither Triton nor
 """
 
 from fastscnn_kernels.argmax_head import argmax_head
+from fastscnn_kernels.batch_norm import Moments, batch_norm, moments, norm_depthwise
 from fastscnn_kernels.cross_entropy_head import cross_entropy_head, cross_entropy_head_sums
 from fastscnn_kernels.depthwise_conv import depthwise_conv
 from fastscnn_kernels.dsconv import dsconv
@@ -21,7 +22,9 @@ TRAINING_DEVICES = ("cpu",)
 
 __all__ = [
     "TRAINING_DEVICES",
+    "Moments",
     "argmax_head",
+    "batch_norm",
     "cross_entropy_head",
     "cross_entropy_head_sums",
     "depthwise_conv",
@@ -29,6 +32,8 @@ __all__ = [
     "feature_fusion",
     "inverted_residual",
     "learning_to_downsample",
+    "moments",
+    "norm_depthwise",
     "pointwise_conv",
     "pyramid_pool",
     "softmax_head",
