@@ -63,7 +63,7 @@ void normalize(const BatchNormParams& p, const Units& units, const Lines& lines)
         const T* x = static_cast<const T*>(p.x) + begin;
         T* y = static_cast<T*>(p.y) + begin;
         for (int i = 0; i < units.size(unit); ++i, x += channels, y += channels)
-            by_vector(channels, [&](int c, int n) {
+            by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
                 const Vec v = read(x + c, n) * read(lines.scale + c, n) + read(lines.shift + c, n);
                 write(y + c, min(Vec{} + act.high, max(Vec{} + act.low, v)), n);
             });
@@ -95,7 +95,7 @@ void reduce(const BatchNormBackwardParams& p, const Units& units, const Lines& l
         const T* dy = static_cast<const T*>(p.dy) + begin;
         const T* x = static_cast<const T*>(p.x) + begin;
         float* part = parts + int64_t(unit) * 2 * channels;
-        by_vector(channels, [&](int c, int n) {
+        by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
             Vec sum = {}, product = {};
             for (int64_t i = 0; i < int64_t(units.size(unit)) * channels; i += channels) {
                 const Behind b = behind(p, lines, dy + i, x + i, c, n);
@@ -118,7 +118,7 @@ void gradient(const BatchNormBackwardParams& p, const Units& units, const Lines&
         const T* x = static_cast<const T*>(p.x) + begin;
         T* dx = static_cast<T*>(p.dx) + begin;
         for (int i = 0; i < units.size(unit); ++i, dy += channels, x += channels, dx += channels)
-            by_vector(channels, [&](int c, int n) {
+            by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
                 const Behind b = behind(p, lines, dy, x, c, n);
                 const Vec v = read(lines.scale + c, n) * b.g + read(lines.line + c, n) * b.x;
                 write(dx + c, v + read(lines.line + channels + c, n), n);

@@ -25,7 +25,6 @@ struct Units {
 struct Place {
     int image, begin, end;  // output rows
     int first, channels;    // channels
-    int padded;             // channels, rounded up to whole vectors
 
     Place(const NormDepthwiseParams& p, const Units& units, int unit) {
         const int rest = unit / units.blocks, out_h = strided(p.h, p.stride);
@@ -34,17 +33,20 @@ struct Place {
         end = begin + kBand < out_h ? begin + kBand : out_h;
         first = unit % units.blocks * kBlock;
         channels = p.channels - first < kBlock ? p.channels - first : kBlock;
-        padded = round_up(channels, kLanes);
     }
 };
 
-// Rows of one map of a block as floats: row y lies at y % rows, its pixels `step` apart.
+// Rows of one map of a block as floats: row y lies at y % rows, its pixels `step` apart. A row holds
+// one vector of channels after the other, [vectors][width][kLanes], so that what works on a vector
+// walks through memory.
 struct Rows {
     float* data;
     int rows, width, step;
     int next = 0;  // first row that has not been read
 
-    float* at(int y, int padded) const { return data + int64_t(y % rows) * width * padded; }
+    float* at(int y, int vector) const {
+        return data + int64_t(y % rows) * width * kBlock + int64_t(vector) * width * kLanes;
+    }
 };
 
 // What happens to every value that is read: nothing where scale is null.
@@ -53,24 +55,33 @@ struct Prologue {
     Activation act;
 };
 
+// One row of a block to [vectors][width][kLanes].
 template <class T>
 void read_row(const T* from, int64_t stride, int pixels, int channels, const Prologue& f,
-              float* to, int64_t to_stride) {
-    for (int x = 0; x < pixels; ++x, from += stride, to += to_stride)
-        by_vector(channels, [&](int c, int n) {
+              const Rows& rows, int y) {
+    float* to = rows.at(y, 0);
+    const int64_t step = int64_t(rows.step) * kLanes, plane = int64_t(rows.width);
+    for (int x = 0; x < pixels; ++x, from += stride, to += step)
+        by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
             Vec v = read(from + c, n);
             if (f.scale) {
                 v = v * read(f.scale + c, n) + read(f.shift + c, n);
                 v = min(Vec{} + f.act.high, max(Vec{} + f.act.low, v));
             }
-            store(to + c, v);
+            store(to + c * plane, v);
         });
 }
 
+// One vector of channels of a row, of which n are there.
 template <class T>
-void write_row(const float* from, int padded, int pixels, int channels, T* to, int64_t stride) {
-    for (int x = 0; x < pixels; ++x, from += padded, to += stride)
-        by_vector(channels, [&](int c, int n) { write(to + c, load<Vec>(from + c), n); });
+FASTSCNN_INLINE void write_row(const float* from, int pixels, T* to, int64_t stride, int n) {
+    const auto every = [&](int n) FASTSCNN_LAMBDA {
+        for (int x = 0; x < pixels; ++x) write(to + x * stride, load<Vec>(from + x * kLanes), n);
+    };
+    if (n == kLanes)
+        every(kLanes);
+    else
+        every(n);
 }
 
 // Reads rows up to `last` of a map [h, w, channels] of which `from` is the unit's first channel.
@@ -79,16 +90,15 @@ FASTSCNN_INLINE void fill(Rows& rows, int last, int h, int w, const T* from, int
                           const Place& at, const Prologue& f) {
     const int64_t row = int64_t(w) * all_channels;
     for (; rows.next <= last && rows.next < h; ++rows.next)
-        read_row(from + rows.next * row, all_channels, w, at.channels, f,
-                 rows.at(rows.next, at.padded), int64_t(rows.step) * at.padded);
+        read_row(from + rows.next * row, all_channels, w, at.channels, f, rows, rows.next);
 }
 
-// [channels][9] to [9][padded], of the unit's channels; tap i becomes 8 - i where `turned`.
+// [channels][9] to [9][kBlock], of the unit's channels; tap i becomes 8 - i where `turned`.
 void transpose_taps(const float* taps, const Place& at, bool turned, float* to) {
-    fill_zero(to, 9 * at.padded);
+    fill_zero(to, 9 * kBlock);
     for (int c = 0; c < at.channels; ++c)
         for (int i = 0; i < 9; ++i)
-            to[(turned ? 8 - i : i) * at.padded + c] = taps[(at.first + c) * int64_t(9) + i];
+            to[(turned ? 8 - i : i) * kBlock + c] = taps[(at.first + c) * int64_t(9) + i];
 }
 
 // [2][channels] at `lines`: scale and shift.
@@ -97,14 +107,14 @@ Prologue prologue(const NormDepthwiseParams& p, const float* lines, const Place&
     return {lines + at.first, lines + p.channels + at.first, p.norm.act};
 }
 
-// One row of stride 1 or 2 over rows of floats.
-FASTSCNN_INLINE DepthwiseRow row_of(const NormDepthwiseParams& p, const Place& at, const float* w,
-                                    const float* bias, int stride, float* y) {
+// One vector of channels of an output row: its taps, and where it goes.
+FASTSCNN_INLINE DepthwiseRow row_of(const NormDepthwiseParams& p, const float* taps,
+                                    const float* bias, int vector, int stride, float* y) {
     DepthwiseRow d{};
-    d.width = p.w, d.channels = at.padded;
-    d.w = w, d.bias = bias, d.w_pitch = at.padded;
+    d.width = p.w, d.channels = kLanes;
+    d.w = taps + vector * kLanes, d.bias = bias + vector * kLanes, d.w_pitch = kBlock;
     d.stride = stride, d.dilation = p.dilation;
-    d.y = y, d.y_stride = at.padded;
+    d.y = y, d.y_stride = kLanes;
     d.act = kNone;
     return d;
 }
@@ -121,12 +131,21 @@ struct Scratch {
         taps = arena.take(9 * kBlock);
         bias = arena.take(kBlock);
         zero = arena.take(kBlock);
-        out = arena.take(row);
+        out = arena.take(int64_t(p.w) * kLanes);
         x = {arena.take(rows * row), rows, p.w, 1};
         dy = {arena.take(backward ? rows * row : 0), rows, p.w, p.stride};
         dtaps = arena.take(10 * kBlock);
     }
 };
+
+// Points the taps' rows at those around row `middle` of x.
+FASTSCNN_INLINE void around(DepthwiseRow& d, const NormDepthwiseParams& p, const Rows& x, int vector,
+                            int middle, const float* zero) {
+    for (int ky = 0; ky < 3; ++ky) {
+        const int y = middle + (ky - 1) * p.dilation;
+        set_row(d, ky, y >= 0 ? x.at(y, vector) : nullptr, kLanes, y, p.h, zero);
+    }
+}
 
 template <class T>
 void forward(const NormDepthwiseParams& p, const Place& at, const Prologue& normalize, Scratch s,
@@ -143,77 +162,78 @@ void forward(const NormDepthwiseParams& p, const Place& at, const Prologue& norm
     for (int row = at.begin; row < at.end; ++row) {
         const int middle = row * p.stride;
         fill(s.x, middle + p.dilation, p.h, p.w, x, p.channels, at, normalize);
-        DepthwiseRow d = row_of(p, at, s.taps, s.bias, p.stride, s.out);
-        for (int ky = 0; ky < 3; ++ky) {
-            const int at_y = middle + (ky - 1) * p.dilation;
-            set_row(d, ky, at_y >= 0 ? s.x.at(at_y, at.padded) : nullptr, at.padded, at_y, p.h,
-                    s.zero);
+        for (int c = 0; c < at.channels; c += kLanes) {
+            DepthwiseRow d = row_of(p, s.taps, s.bias, c / kLanes, p.stride, s.out);
+            around(d, p, s.x, c / kLanes, middle, s.zero);
+            depthwise_row(d, 0, out_w);
+            const int n = at.channels - c < kLanes ? at.channels - c : kLanes;
+            write_row(s.out, out_w, y + int64_t(row) * out_w * p.channels + c, p.channels, n);
+            if (!part) continue;
+            float* moments = row == at.begin ? part + c : s.dtaps;
+            moments_of(s.out, kLanes, out_w, kLanes, moments, moments + kBlock);
+            if (row > at.begin)
+                join_moments(part + c, part + kBlock + c, double(row - at.begin) * out_w, moments,
+                             moments + kBlock, out_w, kLanes);
         }
-        depthwise_row(d, 0, out_w);
-        write_row(s.out, at.padded, out_w, at.channels, y + int64_t(row) * out_w * p.channels,
-                  p.channels);
-        if (!part) continue;
-        float* moments = row == at.begin ? part : s.dtaps;
-        moments_of(s.out, at.padded, out_w, at.padded, moments, moments + kBlock);
-        if (row > at.begin)
-            join_moments(part, part + kBlock, double(row - at.begin) * out_w, moments,
-                         moments + kBlock, out_w, at.padded);
     }
 }
 
-// Adds one output row's products of dy and x to dtaps [10][kBlock].
+// Adds one output row's products of dy and x, and dy itself, to dtaps [10][kBlock].
 void weight_row(const DepthwiseRow& d, const float* dy, int64_t dy_stride, int out_w,
                 float* dtaps) {
     const int begin = (d.dilation + d.stride - 1) / d.stride;
     const int after = d.width > d.dilation ? (d.width - 1 - d.dilation) / d.stride + 1 : 0;
-    for (int c = 0; c < d.channels; c += kLanes) {
-        Vec sum[10];
-        for (int i = 0; i < 10; ++i) sum[i] = load<Vec>(dtaps + i * kBlock + c);
-        for (int o = 0; o < out_w; ++o) {
-            const Vec g = load<Vec>(dy + o * dy_stride + c);
-            sum[9] += g;
-            const int left = o * d.stride - d.dilation;
-            if (o >= begin && o < after) {
-#pragma GCC unroll 3
-                for (int ky = 0; ky < 3; ++ky) {
-                    const float* x = d.row[ky] + left * d.x_stride[ky] + c;
-                    const int64_t step = d.dilation * d.x_stride[ky];
-#pragma GCC unroll 3
-                    for (int kx = 0; kx < 3; ++kx) sum[3 * ky + kx] += g * load<Vec>(x + kx * step);
-                }
-                continue;
-            }
-            for (int i = 0; i < 9; ++i) {
-                const int x = left + i % 3 * d.dilation, ky = i / 3;
-                if (x >= 0 && x < d.width)
-                    sum[i] += g * load<Vec>(d.row[ky] + x * d.x_stride[ky] + c);
-            }
+    Vec sum[10];
+    for (int i = 0; i < 10; ++i) sum[i] = load<Vec>(dtaps + i * kBlock);
+    const auto edge = [&](int o) {
+        const Vec g = load<Vec>(dy + o * dy_stride);
+        sum[9] += g;
+        for (int i = 0; i < 9; ++i) {
+            const int x = o * d.stride + (i % 3 - 1) * d.dilation, ky = i / 3;
+            if (x >= 0 && x < d.width) sum[i] += g * load<Vec>(d.row[ky] + x * d.x_stride[ky]);
         }
-        for (int i = 0; i < 10; ++i) store(dtaps + i * kBlock + c, sum[i]);
+    };
+    int o = 0;
+    for (; o < begin && o < out_w; ++o) edge(o);
+    for (; o < after; ++o) {
+        const Vec g = load<Vec>(dy + o * dy_stride);
+        sum[9] += g;
+#pragma GCC unroll 3
+        for (int ky = 0; ky < 3; ++ky) {
+            const float* x = d.row[ky] + (o * d.stride - d.dilation) * d.x_stride[ky];
+            const int64_t step = d.dilation * d.x_stride[ky];
+#pragma GCC unroll 3
+            for (int kx = 0; kx < 3; ++kx) sum[3 * ky + kx] += g * load<Vec>(x + kx * step);
+        }
     }
+    for (; o < out_w; ++o) edge(o);
+    for (int i = 0; i < 10; ++i) store(dtaps + i * kBlock, sum[i]);
 }
 
-// Closes the gradient of one input row where the activation was flat, and adds to the sums that
-// batch norm's gradient needs: of the gradient, and of its product with x - mean.
+// Writes the gradient of one vector of channels of an input row, which is closed where the
+// activation was flat, and adds to the sums that batch norm's gradient needs: of the gradient, and
+// of its product with x - mean. `x` and `dx` are those of the vector's first channel.
 template <class T>
-void close_row(const NormDepthwiseBackwardParams& b, const Place& at, const T* x, const float* y,
-               float* g, float* sums) {
-    const NormDepthwiseParams& p = b.of;
-    by_vector(at.channels, [&](int c, int n) {
-        Vec sum = load<Vec>(sums + c), product = load<Vec>(sums + kBlock + c);
-        const Vec mean = read(p.norm.mean + at.first + c, n);
+FASTSCNN_INLINE void close_row(const NormDepthwiseParams& p, const float* mean, int n, const T* x,
+                               const float* y, const float* g, float* sums, T* dx) {
+    const auto every = [&](int n) FASTSCNN_LAMBDA {
+        Vec sum = load<Vec>(sums), product = load<Vec>(sums + kBlock);
+        const Vec m = read(mean, n);
         for (int i = 0; i < p.w; ++i) {
-            float* gi = g + int64_t(i) * at.padded + c;
-            const Vec v = load<Vec>(y + int64_t(i) * at.padded + c);
+            const Vec v = load<Vec>(y + i * kLanes);
             const auto open = (v > p.norm.act.low) & (v < p.norm.act.high);
-            const Vec gradient = open ? load<Vec>(gi) : Vec{};
-            store(gi, gradient);
+            const Vec gradient = open ? load<Vec>(g + i * kLanes) : Vec{};
+            write(dx + int64_t(i) * p.channels, gradient, n);
             sum += gradient;
-            product += gradient * (read(x + int64_t(i) * p.channels + c, n) - mean);
+            product += gradient * (read(x + int64_t(i) * p.channels, n) - m);
         }
-        store(sums + c, sum);
-        store(sums + kBlock + c, product);
-    });
+        store(sums, sum);
+        store(sums + kBlock, product);
+    };
+    if (n == kLanes)
+        every(kLanes);
+    else
+        every(n);
 }
 
 // dx is the convolution of dy, with zeros between its pixels where the stride is 2, with the taps
@@ -231,7 +251,7 @@ void backward(const NormDepthwiseBackwardParams& b, const Place& at, const Prolo
     fill_zero(s.zero, kBlock);
     fill_zero(s.dtaps, 10 * kBlock);
     fill_zero(sums, 2 * kBlock);
-    if (p.stride > 1) fill_zero(s.dy.data, int64_t(s.dy.rows) * p.w * at.padded);
+    if (p.stride > 1) fill_zero(s.dy.data, int64_t(s.dy.rows) * p.w * kBlock);
     const int first = at.begin * p.stride - p.dilation;
     s.x.next = first > 0 ? first : 0;
     s.dy.next = first > 0 ? (first + p.stride - 1) / p.stride : 0;
@@ -241,30 +261,34 @@ void backward(const NormDepthwiseBackwardParams& b, const Place& at, const Prolo
         // Rows that the next ring slots replace are at least 2 * dilation + 1 back.
         fill(s.x, middle + p.dilation, p.h, p.w, x, p.channels, at, normalize);
         fill(s.dy, row, out_h, out_w, dy, p.channels, at, {nullptr, nullptr, kNone});
-        DepthwiseRow d = row_of(p, at, s.taps, s.zero, p.stride, nullptr);
-        for (int ky = 0; ky < 3; ++ky) {
-            const int at_y = middle + (ky - 1) * p.dilation;
-            set_row(d, ky, at_y >= 0 ? s.x.at(at_y, at.padded) : nullptr, at.padded, at_y, p.h,
-                    s.zero);
+        for (int c = 0; c < at.channels; c += kLanes) {
+            DepthwiseRow d = row_of(p, s.taps, s.zero, c / kLanes, p.stride, nullptr);
+            around(d, p, s.x, c / kLanes, middle, s.zero);
+            weight_row(d, s.dy.at(row, c / kLanes), p.stride * kLanes, out_w, s.dtaps + c);
         }
-        weight_row(d, s.dy.at(row, at.padded), int64_t(p.stride) * at.padded, out_w, s.dtaps);
         if (!b.dx) continue;
         for (int y = middle; y < middle + p.stride && y < last; ++y) {
             fill(s.dy, (y + p.dilation) / p.stride, out_h, out_w, dy, p.channels, at,
                  {nullptr, nullptr, kNone});
-            DepthwiseRow g = row_of(p, at, s.taps, s.zero, 1, s.out);
-            for (int ky = 0; ky < 3; ++ky) {
-                const int at_y = y + (ky - 1) * p.dilation;
-                const bool whole = at_y >= 0 && at_y % p.stride == 0;
-                const int from = whole ? at_y / p.stride : -1;
-                set_row(g, ky, whole ? s.dy.at(from, at.padded) : nullptr, at.padded, from, out_h,
-                        s.zero);
-            }
-            depthwise_row(g, 0, p.w);
             const int64_t offset = int64_t(y) * p.w * p.channels;
-            if (p.norm.weight) close_row(b, at, x + offset, s.x.at(y, at.padded), s.out, sums);
-            write_row(s.out, at.padded, p.w, at.channels, static_cast<T*>(b.dx) + image + offset,
-                      p.channels);
+            T* dx = static_cast<T*>(b.dx) + image + offset;
+            for (int c = 0; c < at.channels; c += kLanes) {
+                DepthwiseRow g = row_of(p, s.taps, s.zero, c / kLanes, 1, s.out);
+                for (int ky = 0; ky < 3; ++ky) {
+                    const int at_y = y + (ky - 1) * p.dilation;
+                    const bool whole = at_y >= 0 && at_y % p.stride == 0;
+                    const int from = whole ? at_y / p.stride : -1;
+                    set_row(g, ky, whole ? s.dy.at(from, c / kLanes) : nullptr, kLanes, from, out_h,
+                            s.zero);
+                }
+                depthwise_row(g, 0, p.w);
+                const int n = at.channels - c < kLanes ? at.channels - c : kLanes;
+                if (p.norm.weight)
+                    close_row(p, p.norm.mean + at.first + c, n, x + offset + c,
+                              s.x.at(y, c / kLanes), s.out, sums + c, dx + c);
+                else
+                    write_row(s.out, p.w, dx + c, p.channels, n);
+            }
         }
     }
 }

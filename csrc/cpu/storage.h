@@ -52,6 +52,9 @@ FASTSCNN_INLINE void write_first(Bf16* p, Vec v, int n) {
     std::memcpy(p, &narrowed, n * sizeof(Bf16));
 }
 
+// For lambdas that must become part of their loop, because they know then that n is a constant.
+#define FASTSCNN_LAMBDA __attribute__((always_inline))
+
 // Calls body(c, n) for vectors of channels: n is kLanes, a constant, but for the last.
 template <class Body>
 FASTSCNN_INLINE void by_vector(int channels, const Body& body) {
