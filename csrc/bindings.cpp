@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/mman.h>
 
 #include <array>
 #include <thread>
@@ -189,6 +190,19 @@ std::tuple<double, double, int64_t> cross_entropy_head(
     return {sums[0], sums[1], invalid};
 }
 
+// A fresh map of tens of megabytes costs more in page faults than in arithmetic: asks the system
+// for large pages, where it has them.
+void prefer_large_pages(Address address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr Address kLarge = Address(1) << 21;
+    const Address begin = (address + kLarge - 1) / kLarge * kLarge;
+    const Address end = (address + Address(bytes)) / kLarge * kLarge;
+    if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)address, (void)bytes;
+#endif
+}
+
 void moments(Address x, bool bf16, int64_t pixels, int channels, Address mean, Address var,
              int threads, const std::string& isa, Workspace& ws) {
     run(find_kernels(isa).moments,
@@ -370,6 +384,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
     m.def("cross_entropy_head", &cross_entropy_head, unlocked);
+    m.def("prefer_large_pages", &prefer_large_pages);
     m.def("moments", &moments, unlocked);
     m.def("batch_norm", &batch_norm, unlocked);
     m.def("batch_norm_backward", &batch_norm_backward, unlocked);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kBlock = 64;  // channels that are worked on together: their rows stay in L2
 constexpr int kBand = 32;   // output rows of a unit
+constexpr int kAhead = 16;  // pixels between what is read and what is fetched
 
 // A unit is a band of output rows of a block of channels of an image.
 struct Units {
@@ -61,7 +62,10 @@ void read_row(const T* from, int64_t stride, int pixels, int channels, const Pro
               const Rows& rows, int y) {
     float* to = rows.at(y, 0);
     const int64_t step = int64_t(rows.step) * kLanes, plane = int64_t(rows.width);
-    for (int x = 0; x < pixels; ++x, from += stride, to += step)
+    for (int x = 0; x < pixels; ++x, from += stride, to += step) {
+        // A block's channels are too short a run for the machine to see what comes.
+        for (int line = 0; line < channels; line += 64 / int(sizeof(T)))
+            __builtin_prefetch(from + kAhead * stride + line);
         by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
             Vec v = read(from + c, n);
             if (f.scale) {
@@ -70,6 +74,7 @@ void read_row(const T* from, int64_t stride, int pixels, int channels, const Pro
             }
             store(to + c * plane, v);
         });
+    }
 }
 
 // One vector of channels of a row, of which n are there.

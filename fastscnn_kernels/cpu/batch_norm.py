@@ -13,6 +13,9 @@ from torch import Tensor
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack
 
+#: Bytes from which memory comes fresh from the system at every request.
+_LARGE = 32 << 20
+
 
 def moments(x: Tensor, *, threads: int | None = None, isa: str = "") -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel."""
@@ -42,7 +45,7 @@ def batch_norm(
     """Normalisation by given moments, and an activation."""
     op = "batch_norm"
     x = _map(op, "x", x)
-    y = torch.empty_like(x)
+    y = _empty(x)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
     extension.load().batch_norm(
         *(*_pixels(x), norm, y.data_ptr()),
@@ -68,7 +71,7 @@ def batch_norm_backward(
     """The gradients of x, weight and bias."""
     op = "batch_norm"
     dy, x = _map(op, "gradient", dy.to(x.dtype)), _map(op, "x", x)
-    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    dx, dweight, dbias = _empty(x), torch.empty_like(weight), torch.empty_like(bias)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
     extension.load().batch_norm_backward(
         *(dy.data_ptr(), *_pixels(x), norm),
@@ -99,7 +102,7 @@ def norm_depthwise(
     op = "norm_depthwise"
     x = _map(op, "x", x)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
-    y = _strided_like(x, stride)
+    y = _empty(x, stride)
     y_mean, y_var = torch.empty_like(mean), torch.empty_like(var)
     source = _depthwise(op, x, taps, None, norm, stride, dilation, threads)
     extension.load().norm_depthwise(
@@ -129,7 +132,7 @@ def norm_depthwise_backward(
     op = "norm_depthwise"
     dy, x = _map(op, "gradient", dy.to(x.dtype)), _map(op, "x", x)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
-    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    dx, dweight, dbias = _empty(x), torch.empty_like(weight), torch.empty_like(bias)
     dtaps, dtaps_bias = torch.empty(taps.shape), torch.empty_like(bias)
     source = _depthwise(op, x, taps, None, norm, stride, dilation, threads)
     gradients = [t.data_ptr() for t in (dweight, dbias, dtaps, dtaps_bias)]
@@ -153,7 +156,7 @@ def depthwise_conv_backward(
     op = "depthwise_conv"
     dy, x = _map(op, "gradient", dy.to(x.dtype)), _map(op, "x", x)
     wide = weight.float()
-    dx, dweight, dbias = torch.empty_like(x), torch.empty(weight.shape), torch.empty(x.shape[1])
+    dx, dweight, dbias = _empty(x), torch.empty(weight.shape), torch.empty(x.shape[1])
     norm = extension.load().Norm([0] * 4, 0.0, False, pack.ACTIVATIONS["none"])
     source = _depthwise(op, x, wide, None, norm, stride, dilation, threads)
     gradients = [0, 0, dweight.data_ptr(), dbias.data_ptr()]
@@ -210,7 +213,10 @@ def _depthwise(
     )
 
 
-def _strided_like(x: Tensor, stride: int) -> Tensor:
+def _empty(x: Tensor, stride: int = 1) -> Tensor:
+    """An uninitialised map of the dtype of x and of its size, divided by the stride."""
     n, c, h, w = x.shape
     y = torch.empty((n, pack.strided(h, stride), pack.strided(w, stride), c), dtype=x.dtype)
+    if y.nbytes >= _LARGE:
+        extension.load().prefer_large_pages(y.data_ptr(), y.nbytes)
     return y.permute(0, 3, 1, 2)
