@@ -96,8 +96,10 @@ class FusedFastSCNN(FastSCNN):
     none), `forward`, `scores`, `segment` and `probabilities` run fused: in C++ for float32 on the
     CPU, in CUDA C++ and Triton (`fastscnn info` says which) on an NVIDIA GPU, where `segment`
     replays one captured graph per shape.
-    Everywhere else (training, gradients, hooks on inner modules, traces and transforms, other
-    dtypes on the CPU) they are the reference's own mathematics.
+    Where gradients are asked for, in training or in `eval()`, they run in fused operations with
+    gradients if `fused_training` says so: None for the devices where that pays off (the CPU), True,
+    or False for the reference's own mathematics, bit for bit. Those run everywhere else, too (hooks
+    on inner modules, traces and transforms, SyncBatchNorm, other dtypes of the parameters).
 
     Folded weights are derived data. They are renewed when a parameter or buffer changed
     (`optimizer.step()`, `load_state_dict`, in-place operations) and after `train()`, `eval()` and
@@ -110,9 +112,10 @@ class FusedFastSCNN(FastSCNN):
     """
 
     _folded: _Folded | None = None
-    #: Whether gradients come from fused operations: None where they pay off (the devices in
-    #: `fastscnn_kernels.TRAINING_DEVICES`), False for the reference's own, bit for bit.
-    fused_training: bool | None = None
+
+    def __init__(self, *args: Any, fused_training: bool | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fused_training = fused_training
 
     def refold(self) -> None:
         """Drops the folded weights; the next fused call folds anew."""
@@ -133,18 +136,18 @@ class FusedFastSCNN(FastSCNN):
         if folded is None:
             if self._trains_fused(x):
                 check_input(x)
-                return fused_training.scores(self, x, aux=False)[0]
+                return fused_training.scores(self, x)
             return super().scores(x)
         check_input(x)
         scores: Tensor = folded.runtime.scores(x.to(self._dtype()))
         return scores
 
-    def scores_aux(self, x: Tensor) -> tuple[Tensor, ...]:
+    def scores_aux(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class scores at 1/8, auxiliary scores at 1/8 and at 1/32 of the input."""
         if self.aux is None or not self._trains_fused(x):
             return super().scores_aux(x)
         check_input(x)
-        return fused_training.scores(self, x, aux=True)
+        return fused_training.scores_aux(self, x)
 
     def _trains_fused(self, x: Tensor) -> bool:
         """Whether gradients are asked for, and come from the fused operations."""
@@ -153,12 +156,13 @@ class FusedFastSCNN(FastSCNN):
         wanted, weight = self.fused_training, self.classifier.conv.weight
         if wanted is None:
             wanted = x.device.type in TRAINING_DEVICES
+        floats = (torch.float32, torch.float16, torch.bfloat16)
         return (
             wanted
             and x.device == weight.device
             and x.device.type in ("cpu", "cuda")
-            and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            and weight.dtype == torch.float32
+            and (x.dtype in floats if weight.dtype == torch.float32 else x.dtype == torch.float64)
+            and weight.dtype in (torch.float32, torch.float64)
             and not torch.compiler.is_compiling()
             and not _is_traced(x)
             and fused_training.runs_fused(self)

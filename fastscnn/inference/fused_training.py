@@ -3,7 +3,7 @@ depthwise convolutions with both. Dense convolutions are torch's."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +42,31 @@ def runs_fused(model: FastSCNN) -> bool:
     ) and all(m.affine for m in inner if isinstance(m, nn.BatchNorm2d))
 
 
-def scores(model: FastSCNN, x: Tensor, *, aux: bool) -> tuple[Tensor, ...]:
-    """Class scores, with `aux` those of the auxiliary heads too."""
+def scores(model: FastSCNN, x: Tensor) -> Tensor:
+    """Class scores at 1/8 of the input size."""
+    high, low = features(model, x)
+    return classify(model.classifier, fuse(model.feature_fusion, high, low))
+
+
+def scores_aux(model: FastSCNN, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Class scores, and those of the auxiliary heads, which the model must have."""
+    assert model.aux is not None
+    high, low = features(model, x)
+    main = classify(model.classifier, fuse(model.feature_fusion, high, low))
+    first, second = (cast(AuxiliaryHead, model.aux[name]) for name in ("high", "low"))
+    return main, auxiliary(first, high), auxiliary(second, low)
+
+
+def features(model: FastSCNN, x: Tensor) -> tuple[Tensor, Tensor]:
+    """High-resolution and global features, as `Backbone` has them."""
     x = x.contiguous(memory_format=torch.channels_last)
     first, extractor = model.learning_to_downsample, model.global_feature_extractor
     high = finish(dsconv(first.dsconv2, dsconv(first.dsconv1, convolve(first.conv, x))))
     low = high
     for stage in (extractor.bottleneck1, extractor.bottleneck2, extractor.bottleneck3):
         for block in stage:
-            low = bottleneck(block, low)
-    low = pyramid(extractor.ppm, low)
-    main = classify(model.classifier, fuse(model.feature_fusion, high, low))
-    if not aux or model.aux is None:
-        return (main,)
-    return main, auxiliary(model.aux["high"], high), auxiliary(model.aux["low"], low)
+            low = bottleneck(cast(Bottleneck, block), low)
+    return high, pyramid(extractor.ppm, low)
 
 
 def convolve(layer: ConvBN, x: Tensor) -> Pending:
@@ -108,16 +119,16 @@ def finish(p: Pending) -> Tensor:
 def depthwise(layer: ConvBN, x: Pending | Tensor) -> Pending:
     """The layer's depthwise convolution of a map, whose batch norm it takes over."""
     conv = layer.conv
-    step = {"stride": conv.stride[0], "dilation": conv.dilation[0]}
+    stride, dilation = conv.stride[0], conv.dilation[0]
     if isinstance(x, Pending) and conv.bias is None:
         y, batch = k.norm_depthwise(
             x.map, conv.weight, x.norm.weight, x.norm.bias, x.moments,
-            eps=x.norm.eps, activation=x.activation, **step,
+            eps=x.norm.eps, activation=x.activation, stride=stride, dilation=dilation,
         )  # fmt: skip
         return pending(layer, y, batch)
     x = finish(x) if isinstance(x, Pending) else x
     bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
-    return pending(layer, k.depthwise_conv(x, conv.weight, bias, **step))
+    return pending(layer, k.depthwise_conv(x, conv.weight, bias, stride=stride, dilation=dilation))
 
 
 def dsconv(block: DSConv, x: Pending | Tensor) -> Pending:
@@ -135,7 +146,7 @@ def pyramid(block: PyramidPooling, x: Tensor) -> Tensor:
     size = (x.shape[2], x.shape[3])
     maps = {0: x}
     for bins, branch in zip(block.bins, block.branches, strict=True):
-        y = finish(convolve(branch, F.adaptive_avg_pool2d(x, bins)))  # type: ignore[arg-type]
+        y = finish(convolve(cast(ConvBN, branch), F.adaptive_avg_pool2d(x, bins)))
         maps[bins] = resize(y, size, block.align_corners)
     return finish(convolve(block.join, torch.cat([maps[b] for b in block.order], dim=1)))
 
@@ -161,9 +172,11 @@ def unless_bare(layer: ConvBN, x: Tensor) -> Tensor:
 
 def classify(block: Classifier, x: Tensor) -> Tensor:
     y = finish(dsconv(block.dsconv2, dsconv(block.dsconv1, x)))
-    return block.conv(block.dropout(y))  # type: ignore[no-any-return]
+    scores: Tensor = block.conv(block.dropout(y))
+    return scores
 
 
 def auxiliary(head: AuxiliaryHead, x: Tensor) -> Tensor:
     first, dropout, last = head
-    return last(dropout(finish(convolve(first, x))))  # type: ignore[no-any-return, arg-type]
+    scores: Tensor = last(dropout(finish(convolve(cast(ConvBN, first), x))))
+    return scores
