@@ -22,6 +22,8 @@ int64_t batch_norm_backward(const BatchNormBackwardParams&);
 int64_t norm_depthwise(const NormDepthwiseParams&);
 int64_t norm_depthwise_backward(const NormDepthwiseBackwardParams&);
 void argmax_head(const ArgmaxHeadParams&);
+void overlay(const OverlayParams&);
+int64_t resize_frame(const ResizeFrameParams&);
 
 static int64_t pack_matrix(const float* weight, const float* bias, int out, int inputs, int taps,
                            float* to) {
@@ -63,6 +65,8 @@ const Kernels kernels = {
     norm_depthwise,
     norm_depthwise_backward,
     argmax_head,
+    overlay,
+    resize_frame,
 };
 
 }  // namespace fastscnn::FASTSCNN_ISA

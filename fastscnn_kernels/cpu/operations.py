@@ -32,11 +32,13 @@ from fastscnn_kernels.cpu.cross_entropy_head import (
     cross_entropy_head_sums,
 )
 from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
+from fastscnn_kernels.cpu.pictures import colorize, overlay, resize_frame
 
 __all__ = [
     "argmax_head",
     "batch_norm",
     "batch_norm_backward",
+    "colorize",
     "cross_entropy_head_backward",
     "cross_entropy_head_map",
     "cross_entropy_head_sums",
@@ -49,9 +51,11 @@ __all__ = [
     "moments",
     "norm_depthwise",
     "norm_depthwise_backward",
+    "overlay",
     "pointwise_conv",
     "pyramid_pool",
     "resize",
+    "resize_frame",
     "softmax_head",
     "stem_conv",
 ]
