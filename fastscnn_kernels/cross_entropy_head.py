@@ -103,7 +103,7 @@ def cross_entropy_head(
     pixels has torch's mean, NaN.
 
     Raises TypeError or ValueError naming what does not fit, such as labels that are no class; on
-    a GPU, where that would have to wait for it, such a label makes the loss NaN.
+    a GPU, where torch's own operations run, torch's assertion in the kernel stops the program.
 
     The full-size logits never exist: reads the scores and labels once, and writes the scores'
     gradient in the same sweep ("none" does so in a second one); about 40 K flops per pixel.
