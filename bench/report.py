@@ -122,6 +122,22 @@ def heads(entries: list[dict[str, Any]]) -> str:
     return table(["scores", "provider", "ms"], sorted(rows))
 
 
+def training(entries: list[dict[str, Any]]) -> str:
+    """One row per case and provider: milliseconds, megabytes and how often ours fits into each."""
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for e in entries:
+        cases.setdefault(e["group"], {})[e["extra_info"]["provider"]] = e
+    rows = []
+    for group, row in cases.items():
+        ours, least = median_ms(row["ours"]), row["ours"]["extra_info"]["peak_bytes"]
+        for name, e in row.items():
+            ms, peak = median_ms(e), e["extra_info"]["peak_bytes"]
+            factor = "" if name == "ours" else f" ({ms / ours:.2f}x)"
+            more = "" if name == "ours" or not least else f" ({peak / least:.1f}x)"
+            rows.append([group, name, f"{ms:.1f}{factor}", f"{peak / 1e6:.0f}{more}"])
+    return table(["", "provider", "ms", "peak MB"], rows)
+
+
 def main(paths: list[str]) -> None:
     for path in paths:
         data = json.loads(Path(path).read_text())
@@ -137,6 +153,8 @@ def main(paths: list[str]) -> None:
         for e in kinds.get("operations", []):
             if set(e["extra_info"]["ms"]) == set(WORK):
                 print(f"{e['extra_info']['threads']} threads:\n\n{operations(e)}\n")
+        if steps := [e for kind in ("training head", "training") for e in kinds.get(kind, [])]:
+            print(training(steps) + "\n")
         if "head" in kinds:
             print(heads(kinds["head"]) + "\n")
 

@@ -4,9 +4,11 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/mman.h>
 
 #include <array>
 #include <thread>
+#include <tuple>
 
 #include "cpu/bindings.h"
 #include "cpu/packed_int8.h"
@@ -164,6 +166,113 @@ void dense_head(Address scores, Address out, int batch, int classes, bool softma
         ws);
 }
 
+// --- training ---------------------------------------------------------------------------------
+
+// Returns the sum of the losses, that of the labelled pixels' weights, and a pixel whose label is
+// no class (or -1).
+std::tuple<double, double, int64_t> cross_entropy_head(
+    Address scores, Address labels, bool labels_are_bytes, Address weight, Address pixel_grad,
+    int64_t ignore, float smoothing, Address loss, Address grad, int batch, int classes,
+    const Axis& y, const Axis& x, int threads, const std::string& isa, Workspace& ws) {
+    double sums[2];
+    int64_t invalid;
+    CrossEntropyHeadParams p{};
+    p.scores = pointer(scores);
+    if (labels_are_bytes)
+        p.labels8 = pointer<const uint8_t>(labels);
+    else
+        p.labels64 = pointer<const int64_t>(labels);
+    p.weight = pointer(weight), p.pixel_grad = pointer(pixel_grad);
+    p.ignore = ignore, p.smoothing = smoothing;
+    p.loss = pointer(loss), p.sums = sums, p.grad = pointer(grad), p.invalid = &invalid;
+    p.batch = batch, p.classes = classes, p.y = view(y), p.x = view(x);
+    p.pool = &ws.pool(), p.threads = threads;
+    run(find_kernels(isa).cross_entropy_head, p, ws);
+    return {sums[0], sums[1], invalid};
+}
+
+// A fresh map of tens of megabytes costs more in page faults than in arithmetic: asks the system
+// for large pages, where it has them.
+void prefer_large_pages(Address address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr Address kLarge = Address(1) << 21;
+    const Address begin = (address + kLarge - 1) / kLarge * kLarge;
+    const Address end = (address + Address(bytes)) / kLarge * kLarge;
+    if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)address, (void)bytes;
+#endif
+}
+
+void moments(Address x, bool bf16, int64_t pixels, int channels, Address mean, Address var,
+             int threads, const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).moments,
+        {pointer<void>(x), bf16, pixels, channels, pointer(mean), pointer(var), &ws.pool(), threads,
+         nullptr},
+        ws);
+}
+
+// `addresses` of weight, bias, mean and variance; all 0 for no batch norm.
+Norm make_norm(std::array<Address, 4> addresses, float eps, bool batch_moments,
+               std::array<float, 2> act) {
+    return {pointer(addresses[0]), pointer(addresses[1]), pointer(addresses[2]),
+            pointer(addresses[3]), eps,                   batch_moments,
+            activation(act)};
+}
+
+void batch_norm(Address x, bool bf16, int64_t pixels, int channels, const Norm& norm, Address y,
+                int threads, const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).batch_norm,
+        {pointer<void>(x), bf16, pixels, channels, norm, pointer<void>(y), &ws.pool(), threads,
+         nullptr},
+        ws);
+}
+
+void batch_norm_backward(Address dy, Address x, bool bf16, int64_t pixels, int channels,
+                         const Norm& norm, Address dx, Address dweight, Address dbias, int threads,
+                         const std::string& isa, Workspace& ws) {
+    run(find_kernels(isa).batch_norm_backward,
+        {pointer<void>(dy), pointer<void>(x), bf16, pixels, channels, norm, nullptr,
+         pointer<void>(dx), pointer(dweight), pointer(dbias), &ws.pool(), threads, nullptr},
+        ws);
+}
+
+NormDepthwiseParams norm_depthwise_params(Address x, bool bf16, std::array<int, 4> shape,
+                                          int stride, int dilation, const Norm& norm, Address taps,
+                                          Address bias, int threads) {
+    NormDepthwiseParams p{};
+    p.x = pointer<void>(x), p.bf16 = bf16;
+    p.batch = shape[0], p.h = shape[1], p.w = shape[2], p.channels = shape[3];
+    p.stride = stride, p.dilation = dilation, p.norm = norm;
+    p.taps = pointer(taps), p.bias = pointer(bias), p.threads = threads;
+    return p;
+}
+
+// `mean` and `var` of y may be 0.
+void norm_depthwise(NormDepthwiseParams p, Address y, Address mean, Address var,
+                    const std::string& isa, Workspace& ws) {
+    p.y = pointer<void>(y), p.mean = pointer(mean), p.var = pointer(var), p.pool = &ws.pool();
+    run(find_kernels(isa).norm_depthwise, p, ws);
+}
+
+// `gradients` of the norm's weight and bias (0 without one), of the taps and their bias.
+void norm_depthwise_backward(NormDepthwiseParams of, Address dy, Address dx,
+                             std::array<Address, 4> gradients, const std::string& isa,
+                             Workspace& ws) {
+    NormDepthwiseBackwardParams p{of,
+                                  pointer<void>(dy),
+                                  pointer<void>(dx),
+                                  pointer(gradients[0]),
+                                  pointer(gradients[1]),
+                                  pointer(gradients[2]),
+                                  pointer(gradients[3])};
+    const auto kernel = find_kernels(isa).norm_depthwise_backward;
+    p.of.pool = &ws.pool();
+    p.of.scratch = nullptr;
+    p.of.scratch = ws.reserve(kernel(p));
+    kernel(p);
+}
+
 void overlay(Address labels, Address frame, Address colors, int classes, int alpha, Address y,
              int64_t rows, int width, int threads, const std::string& isa, Workspace& ws) {
     find_kernels(isa).overlay({pointer<uint8_t>(labels), pointer<uint8_t>(frame), 3 * int64_t(width),
@@ -295,6 +404,16 @@ PYBIND11_MODULE(_C, m) {
     m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
+    m.def("cross_entropy_head", &cross_entropy_head, unlocked);
+    m.def("prefer_large_pages", &prefer_large_pages);
+    m.def("moments", &moments, unlocked);
+    m.def("batch_norm", &batch_norm, unlocked);
+    m.def("batch_norm_backward", &batch_norm_backward, unlocked);
+    py::class_<Norm>(m, "Norm", "Batch norm and an activation.").def(py::init(&make_norm));
+    py::class_<NormDepthwiseParams>(m, "NormDepthwise", "Batch norm and a depthwise convolution.")
+        .def(py::init(&norm_depthwise_params));
+    m.def("norm_depthwise", &norm_depthwise, unlocked);
+    m.def("norm_depthwise_backward", &norm_depthwise_backward, unlocked);
     m.def("overlay", &overlay, unlocked);
     m.def("resize_frame", &resize_frame, unlocked);
     bind_network(m);

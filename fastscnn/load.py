@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +27,16 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     num_classes: int | None = None,
+    fused_training: bool | None = None,
 ) -> FastSCNN:
     """A model in eval mode, with what is known about its weights as `model.card`.
 
     `weights` is the name of a shipped checkpoint, a path (any layout and format that
     `read_checkpoint` knows), or None for fresh weights of the paper's network (19 classes unless
     `num_classes` says otherwise). `fused=False` gives the plain reference network. `device` is by
-    default the GPU if there is one. To fine-tune on another number of classes, build
+    default the GPU if there is one. `fused_training` decides whether gradients come from fused
+    operations, too: None for the devices where that pays off, False for the reference's own
+    mathematics bit for bit. To fine-tune on another number of classes, build
     `load(None, num_classes=N)` and give it to `load_backbone`.
 
     Raises FileNotFoundError, CheckpointError or ValueError, each naming the fix.
@@ -39,13 +44,15 @@ def load(
     place = find_device(device)
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype={dtype}: expected torch.float32, torch.float16 or torch.bfloat16")
-    network = FastSCNN
+    if fused_training and not fused:
+        raise ValueError("fused_training=True needs fused=True: the plain network has no kernels")
+    network: Any = FastSCNN
     if fused:
         from fastscnn.inference.fused import FusedFastSCNN
 
-        network = FusedFastSCNN
+        network = partial(FusedFastSCNN, fused_training=fused_training)
     if weights is None:
-        model = network(19 if num_classes is None else num_classes)
+        model: FastSCNN = network(19 if num_classes is None else num_classes)
         model.card = Card(model.config, model.num_classes, source="fresh weights")
     else:
         found = find_checkpoint(weights)

@@ -64,6 +64,24 @@ def check_size(op: str, size: tuple[int, int], classes: int) -> None:
         raise ValueError(f"{op}: scores has {classes} channels, expected at most 255 classes")
 
 
+def check_labels(op: str, target: Tensor, scores: Tensor) -> None:
+    """`target` is uint8 or int64 N x H x W on the device of `scores`, for as many images."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{op}: target is a {type(target).__name__}, expected a torch.Tensor")
+    if target.dtype not in (torch.uint8, torch.int64):
+        raise TypeError(
+            f"{op}: target is {target.dtype}, expected torch.uint8 or torch.int64; "
+            "use target.long()"
+        )
+    if target.dim() != 3 or 0 in target.shape or target.shape[0] != scores.shape[0]:
+        raise ValueError(
+            f"{op}: target has shape {tuple(target.shape)}, expected N x H x W with "
+            f"N = {scores.shape[0]} as scores"
+        )
+    if target.device != scores.device:
+        raise ValueError(f"{op}: target is on {target.device}, expected {scores.device} as scores")
+
+
 def check_frame(op: str, frame: Tensor, weight: Tensor, padding: int | str) -> None:
     """`frame` is uint8 N x H x W x 3 or float N x 3 x H x W, at least 3x3."""
     is_bytes = isinstance(frame, Tensor) and frame.dtype == torch.uint8

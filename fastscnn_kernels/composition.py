@@ -3,6 +3,7 @@
 CUDA C++ comes first, for the cases its kernels take (`cuda.Refused` says which not), where the
 extension has code for the GPU. Triton does the rest. Where Triton cannot run, the twins in PyTorch
 do the rest beside CUDA C++; with neither CUDA C++ nor Triton one error says how to get them.
+What only training needs (`TRAINING`) has no GPU kernels of ours: there PyTorch's own run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from packaging.version import Version
@@ -24,6 +25,12 @@ from fastscnn_kernels.cuda import operations as cuda
 MINIMUM_TRITON = Version("3.6")
 MINIMUM_CAPABILITY = (8, 0)
 KERNELS = ("auto", "cuda", "triton")
+#: The operations that run as their twins on every GPU.
+TRAINING = (
+    *("moments", "batch_norm", "batch_norm_backward", "norm_depthwise", "norm_depthwise_backward"),
+    *("depthwise_conv_backward", "cross_entropy_head_sums", "cross_entropy_head_map"),
+    "cross_entropy_head_backward",
+)
 
 
 class Bound(NamedTuple):
@@ -50,6 +57,8 @@ class Composition:
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if op.startswith("_"):  # as copies and pickles ask for; no operation
             raise AttributeError(op)
+        if op in TRAINING:
+            return cast(Callable[..., Any], getattr(_Twins(), op))
         rest: Callable[..., Any] = getattr(self._rest, op)
         if not self._cuda_types or op not in cuda.OPERATIONS:
             return rest
@@ -75,6 +84,8 @@ class Composition:
 
     def implementation(self, op: str, dtype: torch.dtype) -> str:
         """What runs `op` in `dtype`, if the channels fit: "cuda", "triton" or "torch"."""
+        if op in TRAINING:
+            return "torch"
         types = self._cuda_types
         if types and op == "argmax_head":  # multiplies no matrices: Turing runs it in bfloat16 too
             types = tuple(cuda.TYPES)

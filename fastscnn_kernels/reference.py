@@ -12,6 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastscnn_kernels.reference_training import (  # noqa: F401
+    batch_norm,
+    batch_norm_backward,
+    cross_entropy_head,
+    cross_entropy_head_backward,
+    cross_entropy_head_map,
+    cross_entropy_head_sums,
+    depthwise_conv_backward,
+    moments,
+    norm_depthwise,
+    norm_depthwise_backward,
+)
+
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """ReLU, ReLU6 or nothing."""

@@ -33,15 +33,19 @@ def define(
     schema: str,
     fake: Callable[..., Any],
     adapt: Callable[..., Any] = one_map,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+    halves: bool = False,
 ) -> Callable[..., Any]:
     """The custom op fastscnn::`name`.
 
     `adapt` calls an implementation, which has the twin's signature, with the schema's arguments and
-    returns what the schema promises.
+    returns what the schema promises. `gradient` is what autograd saves of a call, and what it does
+    with that: `setup_context` and `backward` of `torch.library.register_autograd`. With `halves`
+    the C++ takes bfloat16 as well.
     """
 
     def on_cpu(*args: Any, **options: Any) -> Any:
-        return adapt(cpu_implementation(name, *args), *args, **options)
+        return adapt(cpu_implementation(name, *args, halves=halves), *args, **options)
 
     def on_gpu(*args: Any, **options: Any) -> Any:
         device = args[0].device
@@ -53,13 +57,16 @@ def define(
     )
     op.register_kernel("cuda", on_gpu)
     op.register_fake(fake)
+    if gradient is not None:
+        setup, backward = gradient
+        op.register_autograd(backward, setup_context=setup)
     return op
 
 
-def cpu_implementation(name: str, *args: Any) -> Implementation:
-    """C++ where all tensors are float32 (or uint8 frames), the twin for every other dtype."""
+def cpu_implementation(name: str, *args: Any, halves: bool = False) -> Implementation:
+    """C++ where all tensors are float32 (or bytes and labels), the twin for every other dtype."""
     dtypes = {a.dtype for a in args if isinstance(a, Tensor)}
-    if dtypes <= {torch.float32, torch.uint8}:
+    if dtypes <= {torch.float32, torch.uint8, torch.int64, *[torch.bfloat16] * halves}:
         from fastscnn_kernels.cpu import operations as cpu
 
         return cast(Implementation, getattr(cpu, name))

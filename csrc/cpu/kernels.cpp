@@ -15,6 +15,12 @@ int64_t inverted_residual(const InvertedResidualParams&);
 int64_t pyramid_pool(const PyramidPoolParams&);
 int64_t feature_fusion(const FeatureFusionParams&);
 int64_t dense_head(const DenseHeadParams&);
+int64_t cross_entropy_head(const CrossEntropyHeadParams&);
+int64_t moments(const MomentsParams&);
+int64_t batch_norm(const BatchNormParams&);
+int64_t batch_norm_backward(const BatchNormBackwardParams&);
+int64_t norm_depthwise(const NormDepthwiseParams&);
+int64_t norm_depthwise_backward(const NormDepthwiseBackwardParams&);
 void argmax_head(const ArgmaxHeadParams&);
 void overlay(const OverlayParams&);
 int64_t resize_frame(const ResizeFrameParams&);
@@ -40,10 +46,27 @@ static int64_t pack_matrix(const float* weight, const float* bias, int out, int 
 #define STRING(x) STRING_(x)
 extern const Kernels kernels;
 const Kernels kernels = {
-    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,    stem_conv,
-    depthwise_conv,       pointwise_conv, dsconv,         learning_to_downsample,
-    inverted_residual,    pyramid_pool,   feature_fusion, dense_head,
-    argmax_head,          overlay,        resize_frame,
+    STRING(FASTSCNN_ISA),
+    kLanes,
+    pack_matrix,
+    stem_conv,
+    depthwise_conv,
+    pointwise_conv,
+    dsconv,
+    learning_to_downsample,
+    inverted_residual,
+    pyramid_pool,
+    feature_fusion,
+    dense_head,
+    cross_entropy_head,
+    moments,
+    batch_norm,
+    batch_norm_backward,
+    norm_depthwise,
+    norm_depthwise_backward,
+    argmax_head,
+    overlay,
+    resize_frame,
 };
 
 }  // namespace fastscnn::FASTSCNN_ISA

@@ -68,6 +68,27 @@ struct DenseHeadParams {
     float* scratch;
 };
 
+// Cross-entropy of class scores that are sampled to the labels' size, and its gradient.
+struct CrossEntropyHeadParams {
+    const float* scores;        // [batch, y.in, x.in, classes]
+    const uint8_t* labels8;     // [batch, y.out, x.out], or null:
+    const int64_t* labels64;    // the same
+    const float* weight;        // [classes], or null: ones
+    const float* pixel_grad;    // [batch, y.out, x.out] of the pixels' losses, or null: ones
+    int64_t ignore;             // label of pixels that do not count
+    float smoothing;            // share of the loss that is spread over all classes
+    float* loss;                // [batch, y.out, x.out], or null
+    double* sums;               // [2]: of the losses, and of the weights of the labelled pixels
+    float* grad;                // like scores, or null
+    int64_t* invalid;           // out: some pixel whose label is no class, or -1
+    int batch;
+    int classes;  // 1..255
+    AxisView y, x;
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
 // Bounds after a convolution: 0 and infinity for ReLU, 0 and 6 for ReLU6, infinities for none.
 struct Activation {
     float low, high;
@@ -208,6 +229,77 @@ struct FeatureFusionParams {
     float* scratch;
 };
 
+// Mean and biased variance of the channels of a map.
+struct MomentsParams {
+    const void* x;  // [pixels, channels], float32 or bfloat16
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    float *mean, *var;  // [channels]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+// y = act((x - mean) / sqrt(var + eps) * weight + bias) per channel.
+struct Norm {
+    const float *weight, *bias, *mean, *var;  // [channels]; weight null: y = x
+    float eps;
+    bool batch_moments;  // mean and var are those of x itself, and move with it
+    Activation act;
+};
+
+struct BatchNormParams {
+    const void* x;  // [pixels, channels], float32 or bfloat16
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    Norm norm;
+    void* y;  // like x
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct BatchNormBackwardParams {
+    const void* dy;  // [pixels, channels], float32 or bfloat16
+    const void* x;   // likewise
+    bool bf16;
+    int64_t pixels;
+    int channels;
+    Norm norm;
+    const float* sums;       // [2, channels], those of dy and dy * (x - mean) where known, or null
+    void* dx;                // like x; may be dy
+    float *dweight, *dbias;  // [channels]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+// 3x3 depthwise convolution of a normalised map, and the moments of the result.
+struct NormDepthwiseParams {
+    const void* x;  // [batch, h, w, channels], float32 or bfloat16
+    bool bf16;
+    int batch, h, w, channels;
+    int stride, dilation;  // stride 1 or 2
+    Norm norm;
+    const float* taps;  // [channels, 9]
+    const float* bias;  // [channels] of the convolution, or null
+    void* y;            // [batch, (h - 1) / stride + 1, (w - 1) / stride + 1, channels]
+    float *mean, *var;  // [channels] of y, or null
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
+struct NormDepthwiseBackwardParams {
+    NormDepthwiseParams of;         // its y, mean, var and bias are not used
+    const void* dy;                 // like y
+    void* dx;                       // like x, or null
+    float *dweight, *dbias;         // [channels] of the norm, if there is one
+    float *dtaps, *dtaps_bias;      // [channels, 9] and [channels] of the convolution
+};
+
 // Labels to the classes' colours, or to a frame tinted with them.
 struct OverlayParams {
     const uint8_t* labels;  // [rows, width]
@@ -238,6 +330,12 @@ struct Kernels {
     int64_t (*pyramid_pool)(const PyramidPoolParams&);
     int64_t (*feature_fusion)(const FeatureFusionParams&);
     int64_t (*dense_head)(const DenseHeadParams&);
+    int64_t (*cross_entropy_head)(const CrossEntropyHeadParams&);
+    int64_t (*moments)(const MomentsParams&);
+    int64_t (*batch_norm)(const BatchNormParams&);
+    int64_t (*batch_norm_backward)(const BatchNormBackwardParams&);
+    int64_t (*norm_depthwise)(const NormDepthwiseParams&);
+    int64_t (*norm_depthwise_backward)(const NormDepthwiseBackwardParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
     void (*overlay)(const OverlayParams&);
     int64_t (*resize_frame)(const ResizeFrameParams&);

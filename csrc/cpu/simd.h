@@ -24,6 +24,7 @@ constexpr int kLanes = 4;
 #define FASTSCNN_INLINE inline __attribute__((always_inline))
 
 using Vec = float __attribute__((vector_size(4 * kLanes)));
+using VecInt = int32_t __attribute__((vector_size(4 * kLanes)));
 
 // For short runs, such as the pixels of a x8 cell: eight floats at most. A compiler takes vectors
 // that are wider than its registers apart into single elements where it comes to selections.
@@ -88,22 +89,41 @@ FASTSCNN_INLINE uint32_t bits(ShortInt mask) {
 }
 
 // e^x within 2 ulp for x in -87..0; 0 below.
-FASTSCNN_INLINE Short exp_negative(Short x) {
-    const Short zero = {};
-    const Short shift = zero + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-    const Short n = (x * 1.44269504f + shift) - shift;
-    const Short r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Short p = zero + 1.9875691500e-4f;
+template <class V>
+FASTSCNN_INLINE V exp_negative(V x) {
+    using Int = decltype(x < x);
+    const V zero = {};
+    const V shift = zero + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+    const V n = (x * 1.44269504f + shift) - shift;
+    const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    V p = zero + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.f;
-    const ShortInt power = (__builtin_convertvector(n, ShortInt) + 127) << 23;
-    Short scale;
+    const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
+    V scale;
     std::memcpy(&scale, &power, sizeof scale);
     return x < -87.f ? zero : p * scale;
+}
+
+// Natural logarithm within 2 ulp of finite x >= 1; of NaN NaN.
+template <class V>
+FASTSCNN_INLINE V log_from_one(V x) {
+    using Int = decltype(x < x);
+    Int raw;
+    std::memcpy(&raw, &x, sizeof raw);
+    // x = 2^n * f with f in sqrt(1/2)..sqrt(2); log f = 2 atanh((f - 1) / (f + 1)).
+    const Int n = (raw - 0x3f3504f3) >> 23;
+    const Int rest = raw - (n << 23);
+    V f;
+    std::memcpy(&f, &rest, sizeof f);
+    const V s = (f - 1.f) / (f + 1.f), q = s * s;
+    const V series = 2.f * s + 2.f * s * q * (1.f / 3 + q * (1.f / 5 + q * (1.f / 7 + q / 9.f)));
+    const V log = __builtin_convertvector(n, V) * 0.693147181f + series;
+    return x == x ? log : x;
 }
 
 }  // namespace fastscnn::FASTSCNN_ISA

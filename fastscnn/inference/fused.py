@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from fastscnn.inference import fused_training
 from fastscnn.inference.engine import Engine, build_runtime
 from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn.inference.plan import Row, plan
 from fastscnn.network.model import FastSCNN, check_input
 from fastscnn.network.segment import Size, resize_frames
-from fastscnn_kernels import composition
+from fastscnn_kernels import TRAINING_DEVICES, composition
 
 
 class _State:
@@ -95,8 +96,10 @@ class FusedFastSCNN(FastSCNN):
     none), `forward`, `scores`, `segment` and `probabilities` run fused: in C++ for float32 on the
     CPU, in CUDA C++ and Triton (`fastscnn info` says which) on an NVIDIA GPU, where `segment`
     replays one captured graph per shape.
-    Everywhere else (training, gradients, hooks on inner modules, traces and transforms, other
-    dtypes on the CPU) they are the reference's own mathematics.
+    Where gradients are asked for, in training or in `eval()`, they run in fused operations with
+    gradients if `fused_training` says so: None for the devices where that pays off (the CPU), True,
+    or False for the reference's own mathematics, bit for bit. Those run everywhere else, too (hooks
+    on inner modules, traces and transforms, SyncBatchNorm, other dtypes of the parameters).
 
     Folded weights are derived data. They are renewed when a parameter or buffer changed
     (`optimizer.step()`, `load_state_dict`, in-place operations) and after `train()`, `eval()` and
@@ -109,6 +112,10 @@ class FusedFastSCNN(FastSCNN):
     """
 
     _folded: _Folded | None = None
+
+    def __init__(self, *args: Any, fused_training: bool | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fused_training = fused_training
 
     def refold(self) -> None:
         """Drops the folded weights; the next fused call folds anew."""
@@ -127,10 +134,39 @@ class FusedFastSCNN(FastSCNN):
         """Class scores at 1/8 of the input size, N x num_classes x h x w."""
         folded = self._folded_for(x)
         if folded is None:
+            if self._trains_fused(x):
+                check_input(x)
+                return fused_training.scores(self, x)
             return super().scores(x)
         check_input(x)
         scores: Tensor = folded.runtime.scores(x.to(self._dtype()))
         return scores
+
+    def scores_aux(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class scores at 1/8, auxiliary scores at 1/8 and at 1/32 of the input."""
+        if self.aux is None or not self._trains_fused(x):
+            return super().scores_aux(x)
+        check_input(x)
+        return fused_training.scores_aux(self, x)
+
+    def _trains_fused(self, x: Tensor) -> bool:
+        """Whether gradients are asked for, and come from the fused operations."""
+        if not torch.is_grad_enabled() or not isinstance(x, Tensor):
+            return False
+        wanted, weight = self.fused_training, self.classifier.conv.weight
+        if wanted is None:
+            wanted = x.device.type in TRAINING_DEVICES
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        return (
+            wanted
+            and x.device == weight.device
+            and x.device.type in ("cpu", "cuda")
+            and (x.dtype in floats if weight.dtype == torch.float32 else x.dtype == torch.float64)
+            and weight.dtype in (torch.float32, torch.float64)
+            and not torch.compiler.is_compiling()
+            and not _is_traced(x)
+            and fused_training.runs_fused(self)
+        )
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Softmax class probabilities N x C x H x W of a normalised N x 3 x H x W."""

@@ -51,13 +51,17 @@ class PyramidPooling(nn.Module):
         k = config.ppm_join_kernel
         self.join = ConvBN(2 * channels, channels, k, config, padding=k // 2, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def check_batch(self, x: Tensor) -> None:
+        """Batch norm of the 1x1 branch needs two images to train."""
         if self.training and x.shape[0] < 2:
             raise ValueError(
                 "training needs a batch of 2 or more: the 1x1 pooling branch has one value per "
                 "image and channel, and batch norm needs two; got a batch of 1 (use model.eval() "
                 "or a larger batch, drop_last=True in the DataLoader)"
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_batch(x)
         size = (x.shape[2], x.shape[3])
         maps = {0: x}
         for bins, branch in zip(self.bins, self.branches, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastscnn_kernels
+import fastscnn_kernels.reference
 from fastscnn.classes import IGNORE
 from fastscnn.network.model import FastSCNN, FastSCNNClassifier
 from fastscnn.training import distributed
@@ -45,35 +48,50 @@ class Losses(nn.Module):
 
         The main loss is taken at full resolution, the auxiliary ones at that of their scores.
         """
-        size = (target.shape[1], target.shape[2])
-        align = self.model.config.head_align_corners
         scores = self.model.scores_aux(x) if self.aux_weight else (self.model.scores(x),)
-        main = F.interpolate(scores[0].float(), size, mode="bilinear", align_corners=align)
-        terms = [self._sums(main, target, self.ohem)]
+        terms = [self._hardest(scores[0], target) if self.ohem else self._sums(scores[0], target)]
         for aux in scores[1:]:
             small = F.interpolate(target[:, None], aux.shape[2:], mode="nearest-exact")[:, 0]
-            terms.append(self._sums(aux.float(), small, 0.0))
+            terms.append(self._sums(aux, small))
         sums, counts = (torch.stack(part) for part in zip(*terms, strict=True))
         weights = torch.full_like(sums, self.aux_weight)
         weights[0] = 1.0
         share = distributed.world() / distributed.total(counts).clamp_min(1e-6)
         return (weights * sums * share).sum()
 
-    def _sums(self, logits: Tensor, target: Tensor, hardest: float) -> tuple[Tensor, Tensor]:
+    def _sums(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the pixels' losses and of their weights; no pixel gives zeros."""
-        labels = target.long()
-        options: dict[str, Any] = {
-            "weight": self.class_weights,
-            "ignore_index": IGNORE,
-            "label_smoothing": self.label_smoothing,
-        }
-        weights = self.pixel_weight[labels]  # type: ignore[index]
-        if not hardest:
-            return F.cross_entropy(logits, labels, reduction="sum", **options), weights.sum()
-        loss = F.cross_entropy(logits, labels, reduction="none", **options)
-        kept = max(1, int(hardest * int((weights > 0).sum())))
+        sums = operations(scores.device).cross_entropy_head_sums
+        loss, count = sums(scores.float(), target, weight=self.class_weights, **self._options)[:2]
+        return loss, count
+
+    def _hardest(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the hardest pixels."""
+        losses = operations(scores.device).cross_entropy_head
+        loss = losses(
+            scores.float(), target, weight=self.class_weights, reduction="none", **self._options
+        )
+        weights = self.pixel_weight[target.long()]  # type: ignore[index]
+        kept = max(1, int(self.ohem * int((weights > 0).sum())))
         hard = loss >= loss.detach().flatten().topk(kept).values[-1]
         return (loss * hard).sum(), (weights * hard).sum()
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "ignore_index": IGNORE,
+            "label_smoothing": self.label_smoothing,
+            "align_corners": self.model.config.head_align_corners,
+        }
+
+
+def operations(device: torch.device) -> ModuleType:
+    """The fused operations where they train, else their twins in PyTorch."""
+    return (
+        fastscnn_kernels
+        if device.type in fastscnn_kernels.TRAINING_DEVICES
+        else fastscnn_kernels.reference
+    )
 
 
 class ClassificationLoss(nn.Module):

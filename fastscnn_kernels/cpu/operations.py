@@ -18,17 +18,39 @@ from torch import Tensor
 
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack as pack
+from fastscnn_kernels.cpu.batch_norm import (
+    batch_norm,
+    batch_norm_backward,
+    depthwise_conv_backward,
+    moments,
+    norm_depthwise,
+    norm_depthwise_backward,
+)
+from fastscnn_kernels.cpu.cross_entropy_head import (
+    cross_entropy_head_backward,
+    cross_entropy_head_map,
+    cross_entropy_head_sums,
+)
 from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
 from fastscnn_kernels.cpu.pictures import colorize, overlay, resize_frame
 
 __all__ = [
     "argmax_head",
+    "batch_norm",
+    "batch_norm_backward",
     "colorize",
+    "cross_entropy_head_backward",
+    "cross_entropy_head_map",
+    "cross_entropy_head_sums",
     "depthwise_conv",
+    "depthwise_conv_backward",
     "dsconv",
     "feature_fusion",
     "inverted_residual",
     "learning_to_downsample",
+    "moments",
+    "norm_depthwise",
+    "norm_depthwise_backward",
     "overlay",
     "pointwise_conv",
     "pyramid_pool",

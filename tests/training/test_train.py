@@ -158,12 +158,12 @@ def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path)
     [
         {"amp": "bf16", "optimizer": "adamw", "lr": 0.001, "clip_norm": 1.0},
         {"amp": "fp16", "label_smoothing": 0.1},
-        {"zero_skip": True, "ohem": 0.5, "aux_weight": 0.0, "class_weights": "sqrt"},
+        {"zero_skip": True, "ohem": 0.5, "aux_weight": 0.0, "class_weights": "sqrt", "epochs": 8},
     ],
     ids=["bf16 adamw", "fp16", "ohem without skip"],
 )
 def test_options_train(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    trainer(tiny(epochs=4, val_every=4, **changes), data, tmp_path / "run").run()
+    trainer(tiny(**{"epochs": 4, "val_every": 4, **changes}), data, tmp_path / "run").run()
     rows = read_state(tmp_path / "run")["progress"]["rows"]
     assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
 

@@ -57,6 +57,7 @@ def foreign_loop(
     return losses, validations, average
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["torch's", "fused"])
 @pytest.mark.parametrize("parallel", [False, True], ids=["one", "ddp"])
 @pytest.mark.parametrize(
     ("amp", "scaled"),
@@ -64,18 +65,25 @@ def foreign_loop(
     ids=["fp32", "bf16", "bf16 scaled"],
 )
 def test_a_foreign_loop_gets_the_references_losses(
-    group: None, amp: torch.dtype | None, scaled: bool, parallel: bool
+    group: None, amp: torch.dtype | None, scaled: bool, parallel: bool, training: bool
 ) -> None:
+    """Bit for bit with torch's own gradients, within rounding with fused ones."""
     with torch_threads(1):
         torch.manual_seed(0)
         reference = load(None, fused=False, device="cpu", num_classes=4)
-        fused = load(None, fused=True, device="cpu", num_classes=4)
+        fused = load(None, fused=True, device="cpu", num_classes=4, fused_training=training)
         fused.load_state_dict(reference.state_dict())
+        for model in (reference, fused):
+            model.classifier.dropout.p = 0.1 * (not training)  # masks depend on the layout
         options: dict[str, Any] = {"amp": amp, "scaled": scaled, "parallel": parallel}
         expected, their_logits, their_average = foreign_loop(reference, **options)
         losses, our_logits, our_average = foreign_loop(fused, **options)
-    assert losses == expected  # bit for bit
     assert losses[3] < losses[0]  # the same batch
+    if training:  # rounding grows from step to step: 1e-7 of a weight is 1e-3 of a later loss
+        assert losses[0] == pytest.approx(expected[0], rel=1e-5 if amp is None else 1e-2)
+        assert losses == pytest.approx(expected, rel=0.05)
+        return
+    assert losses == expected
     for a, b in zip(our_logits, their_logits, strict=True):  # fused on the weights of that step
         assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
     ours, theirs = fused.state_dict(), reference.state_dict()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,7 @@ from fastscnn_kernels.cuda import operations as cuda
 HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
 NO_CODE = "this build has no code for it; rebuild with FASTSCNN_CUDA=1"
 DEVICE = torch.device("cuda", 0)
+TRITON = Path(composition.__file__).parent / "triton/__init__.py"
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,19 @@ def test_pytorch_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen() == {HALF: "cuda", BFLOAT: "torch", SINGLE: "torch"}
     assert chosen("argmax_head") == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "torch"}
     assert chosen("pyramid_pool") == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
+
+
+def test_training_runs_in_pytorch_on_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every registered operation that Triton lacks; the twin gets the call as it is."""
+    names = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if "fastscnn::" in n}
+    in_triton = set(re.findall(r'^    "(\w+)",$', TRITON.read_text(), re.MULTILINE))
+    assert names - in_triton == set(composition.TRAINING)
+    pretend(monkeypatch, capability=(9, 0), missing="")
+    for op in composition.TRAINING:
+        assert chosen(op) == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
+    x = torch.randn(2, 3, 4, 5)
+    got = Composition(SimpleNamespace(), "triton").moments(x)
+    assert all(map(torch.equal, got, reference.moments(x)))
 
 
 def test_with_neither_one_error_names_both_fixes(monkeypatch: pytest.MonkeyPatch) -> None:
