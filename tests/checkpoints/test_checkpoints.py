@@ -302,11 +302,26 @@ def wrap(state: dict[str, Tensor], how: str) -> Any:
         return {"net": {k: v.double() if v.dim() else v for k, v in state.items()}}
     if how == "no batch counters":
         return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if how == "ema beside others":
+        momentum = {"state": {0: {"exp_avg": torch.ones(8, 3, 3, 3)}}, "param_groups": []}
+        metrics = {"iou": torch.ones(19)}
+        return {"ema": state, "optimizer": momentum, "metrics": metrics, "step": torch.tensor(3)}
+    if how == "nested":
+        return {"params": {"weights": state, "decay": 0.9}, "model": {"name": "fast-scnn"}}
+    if how in ("net.", "model.module.", "student.", "_orig_mod.module.net."):
+        return {f"{how}{k}": v for k, v in state.items()}
+    if how == "several, one of them known":
+        return {"model": state, "ema": {k: v + 1 for k, v in state.items()}}
     return {"state_dict": collections.OrderedDict(state), "optimizer": {"state": {}}}
 
 
 @pytest.mark.parametrize(
-    "how", ["module", "compiled DDP", "float64", "no batch counters", "state_dict"]
+    "how",
+    [
+        *("module", "compiled DDP", "float64", "no batch counters", "state_dict"),
+        *("ema beside others", "nested", "several, one of them known"),
+        *("net.", "model.module.", "student.", "_orig_mod.module.net."),
+    ],
 )
 def test_wrappers_and_prefixes_are_peeled(tmp_path: Path, tramac: Path, how: str) -> None:
     state = torch.load(tramac, weights_only=True)
@@ -314,6 +329,13 @@ def test_wrappers_and_prefixes_are_peeled(tmp_path: Path, tramac: Path, how: str
     expected, found = read_checkpoint(tramac).state, read_checkpoint(tmp_path / "wrapped.pth").state
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
+
+
+def test_several_state_dicts_are_not_chosen_from(tmp_path: Path, tramac: Path) -> None:
+    state = torch.load(tramac, weights_only=True)
+    torch.save({"student": state, "teacher": state}, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match=r"both\.pth.*student, teacher.*that is meant"):
+        read_checkpoint(tmp_path / "both.pth")
 
 
 class HistoryBuffer:

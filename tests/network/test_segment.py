@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import pair
+from PIL import Image
 
 from fastscnn.checkpoints.card import Card
 from fastscnn.inference.fused import FusedFastSCNN
@@ -103,6 +104,27 @@ def test_dlpack_objects_come_back_as_their_kind(
     assert np.array_equal(labels.data.numpy(), models[1].segment(frame()))
 
 
+def test_pictures_and_lists(models: tuple[FastSCNN, ...], tmp_path: Path) -> None:
+    """Files and PIL images give arrays, a list of any sizes a list."""
+    model, image, other = models[1], frame(), frame(50, 64, seed=1)
+    expected, picture = model.segment(image), Image.fromarray(image)
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(model.segment(picture), expected)
+    gray = picture.convert("L")
+    assert np.array_equal(model.segment(gray), model.segment(np.stack([np.array(gray)] * 3, -1)))
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(model.segment(path), expected)
+    found = model.segment([image, torch.from_numpy(other), tmp_path / "a.png"])
+    assert isinstance(found, list)
+    assert isinstance(found[1], torch.Tensor)
+    assert np.array_equal(found[0], expected)
+    assert np.array_equal(found[1].numpy(), model.segment(other))
+    assert np.array_equal(found[2], expected)
+    assert model.segment([]) == []
+    with pytest.raises(ValueError, match="of arrays"):
+        model.segment(picture, channels="bgr")
+
+
 def test_size_is_the_networks_input(models: tuple[FastSCNN, ...]) -> None:
     """Labels come back at the frame's size, sampled from scores of the resized frame."""
     model, image = models[0], frame()
@@ -146,7 +168,9 @@ def test_threads_give_the_same_labels(models: tuple[FastSCNN, ...]) -> None:
         (np.zeros((3, 64, 64), np.uint8), ValueError, "channels last"),
         (np.zeros((31, 64, 3), np.uint8), ValueError, r"31x64.*at least 32.*\(32, 64\)"),
         (np.zeros((0, 64, 64, 3), np.uint8), ValueError, "at least one pixel"),
-        ("photo.jpg", TypeError, "str.*numpy array"),
+        ("photo.jpg", ValueError, "photo.jpg: cannot be read"),
+        (3, TypeError, "int.*numpy array"),
+        ([[1, 2], [3, 4]], TypeError, "list of lists"),
         (torch.zeros(64, 64, 3), TypeError, "float32.*uint8"),
     ],
     ids=lambda v: type(v).__name__,

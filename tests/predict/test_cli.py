@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import fastscnn
 from fastscnn.checkpoints.files import save
@@ -92,6 +92,9 @@ def test_folder_with_bad_files_does_the_others(
     Image.fromarray(SCENE).save(folder / "a.jpg")
     Image.fromarray(SCENE).convert("L").save(folder / "gray.png")
     Image.fromarray(SCENE).convert("RGBA").save(folder / "rgba.png")
+    kinds = ["gif", *(["avif"] if features.check("avif") else [])]
+    for kind in kinds:
+        Image.fromarray(SCENE).save(folder / f"{kind}.{kind}")
     Image.fromarray(SCENE[..., 0].astype(np.uint16) << 8).save(folder / "deep.png")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:500])
@@ -100,11 +103,13 @@ def test_folder_with_bad_files_does_the_others(
     assert main(["segment", str(folder), "-o", str(tmp_path / "out"), "--size", "64x96"]) == 1
     out, err = capsys.readouterr()
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert written == [f"{n}_overlay.png" for n in ("a", "deep", "gray", "rgba", "tiny")]
+    assert written == [
+        f"{n}_overlay.png" for n in sorted(["a", "deep", "gray", "rgba", "tiny", *kinds])
+    ]
     assert "empty.jpg: it is empty" in err
     assert "cut.jpg: cannot be read" in err
     assert "L converted to RGB" in err
-    assert "5 of 7 input(s)" in out
+    assert f"{5 + len(kinds)} of {7 + len(kinds)} input(s)" in out
 
 
 def test_small_image_needs_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
