@@ -18,9 +18,10 @@ foreach(kind SHARED STATIC)
                                            SOVERSION 1) # FASTSCNN_ABI_VERSION
 endforeach()
 if(NOT FASTSCNN_SANITIZE)
-  # Nothing but the C functions is to be seen, and no template of the C++ library is shared.
-  target_link_options(fastscnn PRIVATE -Wl,--exclude-libs,ALL -Wl,--no-undefined
-                                       $<$<CONFIG:Release>:-Wl,-s>)
+  # Nothing but the C functions is to be seen, not the templates of the C++ library either.
+  file(WRITE ${PROJECT_BINARY_DIR}/fastscnn.map "{ global: fastscnn_*; local: *; };\n")
+  target_link_options(fastscnn PRIVATE -Wl,--version-script=${PROJECT_BINARY_DIR}/fastscnn.map
+                                       -Wl,--no-undefined $<$<CONFIG:Release>:-Wl,-s>)
 endif()
 
 set(PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/fastscnn)
