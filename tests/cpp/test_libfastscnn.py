@@ -121,7 +121,7 @@ def test_mutated_files_give_errors(int8: bool, tmp_path: Path) -> None:
     flags = ("-std=c++17", "-O1", "-fsanitize=address,undefined", f"-I{ROOT}/csrc/include")
     sources = (ROOT / "tests/cpp/fuzz.cpp", folder / "libfastscnn.a")
     run("c++", *flags, *sources, "-pthread", "-o", tmp_path / "fuzz")
-    print(run(tmp_path / "fuzz", tmp_path / "net.fscnn", 200))
+    print(run(tmp_path / "fuzz", tmp_path / "net.fscnn", 100))
 
 
 # --- The C ABI, called as C calls it ----------------------------------------------------------
