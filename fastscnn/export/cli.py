@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 from fastscnn.arguments import size
-from fastscnn.export.write import INPUTS, OUTPUTS, export_onnx
+from fastscnn.export.fscnn import export_fscnn
+from fastscnn.export.write import INPUTS, OUTPUTS, Row, export_onnx
 from fastscnn.load import load
+from fastscnn.network.model import FastSCNN
 
 
 def add_export_parser(commands: Any) -> None:
     """Adds `export`; its `run(args)` returns the exit code."""
-    p = commands.add_parser("export", help="write a checked .onnx file of every frame size")
+    p = commands.add_parser("export", help="write a checked .onnx or .fscnn file")
     p.add_argument("weights", metavar="WEIGHTS", help="checkpoint file or shipped name")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="an .onnx file")
+    p.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help=".onnx, or .fscnn for C++"
+    )
     p.add_argument("--input", choices=INPUTS, default="frame", help="uint8, or normalised floats")
     p.add_argument("--output", choices=OUTPUTS, default="labels")
     p.add_argument("--size", type=size, metavar="HxW", help="fix the frame's size (default: free)")
@@ -30,17 +34,34 @@ def add_export_parser(commands: Any) -> None:
 def _export(args: argparse.Namespace) -> int:
     model = load(args.weights, fused=False, device="cpu")
     with torch.no_grad():
-        rows = export_onnx(
-            model,
-            args.out,
-            input=args.input,
-            output=args.output,
-            size=args.size,
-            resize=not args.no_resize,
-            tensorrt=args.target == "tensorrt",
-            force=args.force,
-        )
+        rows = _fscnn(model, args) if args.out.suffix.lower() == ".fscnn" else _onnx(model, args)
     for row in rows:
         print(row)
     print(f"written to {args.out}")
     return 0
+
+
+def _onnx(model: FastSCNN, args: argparse.Namespace) -> list[Row]:
+    return export_onnx(
+        model,
+        args.out,
+        input=args.input,
+        output=args.output,
+        size=args.size,
+        resize=not args.no_resize,
+        tensorrt=args.target == "tensorrt",
+        force=args.force,
+    )
+
+
+def _fscnn(model: FastSCNN, args: argparse.Namespace) -> list[Row]:
+    others = {
+        "--input": args.input != "frame",
+        "--output": args.output != "labels",
+        "--size": args.size is not None,
+        "--no-resize": args.no_resize,
+        "--for": args.target is not None,
+    }
+    for option in (name for name, given in others.items() if given):
+        raise ValueError(f"{option} is for .onnx files: a program chooses when it runs a .fscnn")
+    return export_fscnn(model, args.out, force=args.force)

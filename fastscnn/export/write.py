@@ -69,7 +69,7 @@ def export_onnx(
     or ExportError where the file differs from the model.
     """
     if path.suffix.lower() != ".onnx":
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected .onnx")
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected .onnx or .fscnn")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists: use --force (force=True) to overwrite it")
     if size is not None:
