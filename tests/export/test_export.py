@@ -12,6 +12,7 @@ from export_networks import network
 
 from fastscnn.cli import main
 from fastscnn.export import write
+from fastscnn.export.compare import SIZES, ExportError
 from fastscnn.export.onnx_graph import build
 from fastscnn.inference.fold import fold
 
@@ -20,9 +21,9 @@ from fastscnn.inference.fold import fold
 @pytest.mark.parametrize("preset", ["paper", "tramac", "paddleseg"])
 def test_files_pass_their_check(tmp_path: Path, preset: str, output: str) -> None:
     path = tmp_path / "net.onnx"
-    rows = write.export_onnx(network(preset), path, output=output)
-    assert [row.shape for row in rows] == [(n, *s) for s in write.SIZES for n in (1, 2)]
-    assert all(row.passed for row in rows)
+    rows = write.export(network(preset), path, write.Options(output=output))
+    assert [row.shape for row in rows] == [(n, *s) for s in SIZES for n in (1, 2)]
+    assert all(row.passed and row.error is not None for row in rows)
     known = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert json.loads(known["mean"]) == list(network(preset).config.mean)
 
@@ -43,8 +44,8 @@ def test_a_file_that_differs_is_not_written(
         return build(fold(net), config, 19, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fastscnn.export.onnx_graph.build", slip)
-    with pytest.raises(write.ExportError, match="differs from the model"):
-        write.export_onnx(net, tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="differs from the model"):
+        write.export(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
