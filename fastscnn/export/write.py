@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def export(
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected {known}")
     if suffix != ".onnx" and options.tensorrt:
         raise ValueError(f"{path}: --for tensorrt is of .onnx files: leave it out")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a file's name")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists: use --force (force=True) to overwrite it")
     if not path.parent.is_dir():
@@ -117,9 +120,10 @@ def _program(
     program = build_program(
         model, input=options.input, output=options.output, size=options.size, working_side=side
     )
-    extra = {"metadata.json": json.dumps(metadata)}
+    file = io.BytesIO()  # a path would be named in the file
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     subject = of_program(program, side, str(path))
-    return subject, lambda temporary: torch.export.save(program, temporary, extra_files=extra)
+    return subject, lambda temporary: temporary.write_bytes(file.getvalue())
 
 
 def _write_engine_file(model: FastSCNN, path: Path, options: Options) -> list[Row]:
