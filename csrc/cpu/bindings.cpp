@@ -6,7 +6,9 @@
 #include <pybind11/stl.h>
 
 #include <stdexcept>
+#include <string_view>
 
+#include "model_file.h"
 #include "network.h"
 
 namespace py = pybind11;
@@ -111,6 +113,11 @@ void bind_network(py::module_& m) {
     });
     py::class_<Network>(m, "Network", "A folded network on the CPU.")
         .def(py::init(&make_network))
+        .def_static("from_file",
+                    [](const std::string_view& bytes) {
+                        const ModelFile file(bytes.data(), bytes.size());
+                        return std::make_unique<Network>(file.model);
+                    })
         .def("run",
              [](Network& n, const FramesTuple& f, Pair in, Pair out,
                 const std::map<std::string, Address>& to, double opacity, int threads) {

@@ -51,6 +51,10 @@ std::vector<const KernelsInt8*> available_kernels_int8() {
     return found;
 }
 
+bool int8_pays() {
+    return std::string(available_kernels_int8().front()->name).find("avx512") == 0;
+}
+
 const KernelsInt8& find_kernels_int8(const std::string& name) {
     std::string names;
     for (const KernelsInt8* k : available_kernels_int8()) {

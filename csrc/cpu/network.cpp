@@ -10,13 +10,6 @@ namespace {
 
 std::string text(Size s) { return std::to_string(s.h) + "x" + std::to_string(s.w); }
 
-void check_size(const char* name, Size s, int least) {
-    if (std::min(s.h, s.w) < least || std::max(s.h, s.w) > kMaxSide)
-        throw std::invalid_argument(std::string(name) + " " + text(s) +
-                                    ": expected height and width from " + std::to_string(least) +
-                                    " to " + std::to_string(kMaxSide));
-}
-
 void check(const Frames& f, Size in, Size out) {
     if (!f.pixels && !f.x) throw std::invalid_argument("frame is null: expected its pixels");
     if (f.batch < 1) throw std::invalid_argument("batch of 0 frames: expected 1 or more");
@@ -46,6 +39,13 @@ void check(const Outputs& o, const Frames& f, Size out, int threads) {
 }
 
 }  // namespace
+
+void check_size(const char* name, Size s, int least) {
+    if (std::min(s.h, s.w) < least || std::max(s.h, s.w) > kMaxSide)
+        throw std::invalid_argument(std::string(name) + " " + text(s) +
+                                    ": expected height and width from " + std::to_string(least) +
+                                    " to " + std::to_string(kMaxSide));
+}
 
 Network::Network(const Model& model, const std::string& isa, int max_sizes)
     : weights_(std::make_unique<Weights>(model, isa)),

@@ -18,6 +18,9 @@ inline bool operator==(Size a, Size b) { return a.h == b.h && a.w == b.w; }
 constexpr int kMinSide = 32, kMaxSide = 32768;
 constexpr int kMaxThreads = 1024;
 
+// Throws std::invalid_argument naming it unless both sides lie in least .. kMaxSide.
+void check_size(const char* name, Size size, int least);
+
 // uint8 pixels of 3 bytes, or, where `pixels` is null, normalised floats [batch, h, w, 3].
 struct Frames {
     const uint8_t* pixels;

@@ -13,6 +13,8 @@ namespace fastscnn {
 // Kernel tables that this machine can run, best first; by name, or the best for "". Throws
 // std::invalid_argument naming the choices.
 std::vector<const KernelsInt8*> available_kernels_int8();
+// Whether int8 is faster than float32 on this machine (docs/int8.md): with AVX-512.
+bool int8_pays();
 const KernelsInt8& find_kernels_int8(const std::string& name);
 
 namespace int8 {

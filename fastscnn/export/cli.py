@@ -17,7 +17,11 @@ def add_export_parsers(commands: Any) -> None:
     p = commands.add_parser("export", help="write a checked file that runs elsewhere")
     p.add_argument("weights", metavar="WEIGHTS", help="checkpoint file or shipped name")
     p.add_argument(
-        *("-o", "--out"), type=Path, required=True, metavar="FILE", help="an .onnx or .pt2 file"
+        *("-o", "--out"),
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".onnx, .pt2, or .fscnn for C++",
     )
     p.add_argument("--input", choices=INPUTS, default="frame", help="uint8, or normalised floats")
     p.add_argument("--output", choices=OUTPUTS, default="labels")
@@ -29,7 +33,7 @@ def add_export_parsers(commands: Any) -> None:
     p.set_defaults(run=_export)
 
     p = commands.add_parser("verify", help="hold a file against weights; say what differs")
-    p.add_argument("file", type=Path, metavar="FILE", help=".onnx, .pt2 or a checkpoint")
+    p.add_argument("file", type=Path, metavar="FILE", help=".onnx, .pt2, .fscnn or a checkpoint")
     _add_frames(p, "frames", nargs="*")
     p.add_argument(
         "--against", default="camvid", metavar="WEIGHTS", help="checkpoint file or shipped name"
@@ -50,7 +54,7 @@ def _export(args: argparse.Namespace) -> int:
         size=args.size,
         resize=not args.no_resize,
         tensorrt=args.target == "tensorrt",
-        frames=args.frames,
+        frames=tuple(args.frames),
     )
     for row in export(model, args.out, options, force=args.force):
         print(row)

@@ -1,9 +1,10 @@
-"""What a file computes: any .onnx, .pt2 or checkpoint as one thing that takes frames."""
+"""What a file computes: any .onnx, .pt2, .fscnn or checkpoint as one thing that takes frames."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,8 @@ from fastscnn.export.program import MIN_SIDE, load_program
 from fastscnn.load import load
 from fastscnn.network.blocks import ConvBN
 from fastscnn.network.model import FastSCNN
-from fastscnn.network.segment import MIN_SIZE, Size
+from fastscnn.network.segment import MIN_SIZE, Size, working_size
+from fastscnn_kernels import extension
 
 #: A convolution's weight shape, and what comes out of it and of its batch norm.
 Map = tuple[tuple[int, ...], np.ndarray]
@@ -48,12 +50,14 @@ class Subject:
 def open_subject(path: Path) -> Subject:
     """The file by its ending. Raises ValueError, OSError or ImportError naming the fix."""
     suffix = path.suffix.lower()
-    if suffix not in (".onnx", ".pt2"):
+    if suffix not in (".onnx", ".pt2", ".fscnn"):
         return of_network(load(str(path), fused=False, device="cpu"))
     check_readable(path)
     if suffix == ".pt2":
         program, known = load_program(path)
         return of_program(program, known.get("working_side"), str(path))
+    if suffix == ".fscnn":
+        return _of_engine_file(path)
     onnx = need("onnx")
     try:
         model = onnx.load(path)
@@ -111,6 +115,27 @@ def network_maps(net: FastSCNN, x: Tensor) -> list[tuple[str, tuple[int, ...], n
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _of_engine_file(path: Path) -> Subject:
+    """A .fscnn, run by the C++ engine to logits; csrc/cpu/model_file.h has the format."""
+    data = path.read_bytes()
+    try:
+        engine = extension.load().Network.from_file(data)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    classes, *_, side = struct.unpack("<16i", data[24:88])
+
+    def logits(frames: np.ndarray) -> np.ndarray:
+        frames = np.ascontiguousarray(frames)
+        n, h, w = frames.shape[:3]
+        found = np.empty((n, classes, h, w), np.float32)
+        inside = working_size((h, w), side) if side else (h, w)
+        source = (frames.ctypes.data, True, n, h, w, 3 * w, False)
+        engine.run(source, inside, (h, w), {"logits": found.ctypes.data}, 0.0, 1)
+        return found
+
+    return Subject("frame", None, None, side or None, logits, lambda frames: [])
 
 
 def of_onnx(model: Any, name: str) -> Subject:

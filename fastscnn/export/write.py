@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.export.compare import ExportError, Reference, Row, judge, look, pictures
+from fastscnn.export.fscnn import export_fscnn
 from fastscnn.export.program import MIN_SIDE, build_program
 from fastscnn.export.subject import Subject, need, of_onnx, of_program
 from fastscnn.inference.fold import fold
@@ -61,10 +62,10 @@ def export(
         raise FileExistsError(f"{path} exists: use --force (force=True) to overwrite it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    if suffix == ".fscnn":
+        return _fscnn(model, path, options, force)
     if options.size is not None:
         model.input_size(options.size, options.size)
-    if suffix == ".fscnn":
-        return _write_engine_file(model, path, options)
     card = model.card
     framed = options.resize and options.input == "frame"
     side = min(card.size) if framed and card and card.size else None
@@ -126,8 +127,15 @@ def _program(
     return subject, lambda temporary: temporary.write_bytes(file.getvalue())
 
 
-def _write_engine_file(model: FastSCNN, path: Path, options: Options) -> list[Row]:
-    raise ValueError(f"{path}: this version cannot write .fscnn yet; export an .onnx or a .pt2")
+def _fscnn(model: FastSCNN, path: Path, options: Options, force: bool) -> list[Row]:
+    plain = Options(tensorrt=options.tensorrt)
+    for name in (f.name for f in fields(Options)):
+        if getattr(options, name) != getattr(plain, name):
+            option = {"resize": "--no-resize"}.get(name, f"--{name}")
+            raise ValueError(
+                f"{option} is for .onnx and .pt2 files: a program chooses when it runs a .fscnn"
+            )
+    return export_fscnn(model, path, force=force)
 
 
 def _metadata(model: FastSCNN, side: int | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastscnn.checkpoints import convert, save
 from fastscnn.cli import main
 from fastscnn.export.onnx_graph import build
 from fastscnn.export.verify import Report, verify
+from fastscnn.export.write import export
 from fastscnn.inference.fold import fold
 from fastscnn.media.demo import street_scene
 from fastscnn.network.model import FastSCNN
@@ -56,6 +57,17 @@ def test_converted_checkpoints_are_equal(tmp_path: Path, weights: Path) -> None:
     save(network("tramac"), tramac)
     convert(tramac, tmp_path / "theirs.pth", to="tramac")
     assert verify(tmp_path / "theirs.pth", str(tramac)).equal
+
+
+def test_engine_files(tmp_path: Path, weights: Path) -> None:
+    """Of the same weights, and of a network with another corner rule around them."""
+    export(network("paper"), tmp_path / "a.fscnn")
+    assert verify(tmp_path / "a.fscnn", str(weights)).equal
+    other = FastSCNN(19, config=replace(network("paper").config, ffm_align_corners=True)).eval()
+    other.load_state_dict(network("paper").state_dict())
+    export(other, tmp_path / "b.fscnn")
+    report = verify(tmp_path / "b.fscnn", str(weights))
+    assert_named(report, "align_corners: ffm_align_corners True", None)
 
 
 STEM = "learning_to_downsample.conv"

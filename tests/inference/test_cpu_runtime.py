@@ -197,7 +197,10 @@ print(one, peak())
 def test_memory_of_a_size_is_given_back() -> None:
     """40 sizes, each smaller than the one before: of two at most the maps are held."""
     done = subprocess.run(
-        [sys.executable, "-c", FALLING], cwd=Path(__file__).parent, check=True, capture_output=True
+        [sys.executable, "-c", FALLING],
+        cwd=Path(networks.__file__).parent,
+        check=True,
+        capture_output=True,
     )
     one, all_of_them = map(int, done.stdout.split())
     assert all_of_them - one < 100e6
