@@ -102,7 +102,12 @@ _MEMBERS = re.compile(
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt"
     r"|models/model\.json|extra/metadata\.json|archive_(format|version)|byteorder|\.data/\w+)"
 )
-_TARGETS = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.\w+|torch\.sym_\w+|math\.\w+")
+_TARGETS = re.compile(
+    r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|_operator\.\w+|torch\.sym_\w+|math\.\w+"
+)
+_SPECS = re.compile(
+    r'(null|type|context|children_spec|builtins\.(tuple|dict|list)|[\s\d\[\]{}:,"\\])*'
+)
 #: What expressions of sizes call, in the program and in its guards.
 _FUNCTIONS = {
     *("Add", "Mul", "Pow", "Integer", "Symbol", "Min", "Max", "Mod", "PythonMod", "FloorDiv"),
@@ -127,6 +132,8 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} is no .pt2 archive (damaged or cut short?)") from None
     with archive:
         texts = {}
+        if len(set(archive.namelist())) < len(archive.namelist()):
+            refuse("two members of one name")
         for name in archive.namelist():
             if not _MEMBERS.fullmatch(name):
                 refuse(f"{name}, which no program of tensors needs")
@@ -140,8 +147,10 @@ def _check_archive(path: Path) -> None:
     for key, value in _strings(texts):
         if key == "use_pickle" and value is not False:
             refuse("pickled tensors")
-        elif key == "target" and value and not _TARGETS.fullmatch(str(value)):
+        elif key in ("target", "as_operator") and value and not _TARGETS.fullmatch(str(value)):
             refuse(f"the operation {value}, which is none of ATen's")
+        elif key in ("in_spec", "out_spec") and not _SPECS.fullmatch(str(value)):
+            refuse("inputs or outputs that are no tensors")
         elif key in ("expr_str", "guards_code") and not _is_arithmetic(str(value)):
             refuse(f"code that is no arithmetic of sizes ({str(value)[:60]})")
 

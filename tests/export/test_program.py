@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,10 @@ class Dangerous:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("how", ["pickled", "member", "target", "expression", "guard", "inputs"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "how", ["pickled", "member", "twice", "target", "expression", "guard", "inputs", "spec"]
+)
 def test_what_torch_would_run_is_refused(program: Path, tmp_path: Path, how: str) -> None:
     """Each way in which torch.export.load unpickles or evaluates what a file holds."""
     mark, bad = tmp_path / "was_run", tmp_path / "bad.pt2"
@@ -110,6 +114,9 @@ def test_what_torch_would_run_is_refused(program: Path, tmp_path: Path, how: str
         model = json.loads(data)
         if how == "target":
             model["graph_module"]["graph"]["nodes"][-1]["target"] = "os.system"
+        elif how == "spec":
+            place = model["graph_module"]["module_call_graph"][0]["signature"]
+            place["in_spec"] = place["in_spec"].replace("builtins.tuple", "collections.namedtuple")
         elif how == "guard":
             model["guards_code"].append(code)
         return json.dumps(model).encode()
@@ -118,6 +125,10 @@ def test_what_torch_would_run_is_refused(program: Path, tmp_path: Path, how: str
     if how == "member":
         with zipfile.ZipFile(bad, "a") as archive:
             archive.writestr("net/data/constants/opaque_obj_0", pickle.dumps(Dangerous(mark)))
+    if how == "twice":
+        with zipfile.ZipFile(bad, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive.writestr(archive.namelist()[0], b"")
     with pytest.raises(ValueError, match="refused, nothing was run"):
         load_program(bad)
     assert not mark.exists()
