@@ -177,7 +177,7 @@ def test_foreign_graphs_are_seen_by_the_order_of_their_convolutions(
     assert [row.shape for row in report.rows] == [(1, 64, 96)]
     said = "align_corners: ppm_align_corners True"
     assert_named(report, said, "global_feature_extractor.ppm.join")
-    torch.onnx.export(Foreign(network("paper")), (x,), tmp_path / "b.onnx", **how)
+    torch.onnx.export(Foreign(network("paper")).eval(), (x,), tmp_path / "b.onnx", **how)
     report = verify(tmp_path / "b.onnx", str(weights))
     assert_named(report, "normalisation: done a second time inside", STEM)
 
