@@ -18,6 +18,8 @@ from fastscnn.network.model import FastSCNN
 Prepare = Callable[[FastSCNN, Tensor], Tensor]
 #: More slips than this in one file are not untangled.
 MOST = 3
+#: Sets of slips that are followed at once: the nearest is not always on the way.
+BEAM = 4
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,23 @@ class Slip:
 def explain(subject: Subject, net: FastSCNN, seen: Sequence[Seen]) -> list[Slip]:
     """The slips that together make the reference compute what the file does; empty: none do.
 
-    One after another: in each round the first that explains all, or the one that brings the
-    reference nearest on the first frames.
+    One after another: each round adds every slip to the few sets that brought the reference nearest
+    on the first frames, and ends with the first set that explains all.
     """
-    found: list[Slip] = []
-    nearest = judge(subject, Reference(net), seen[0]).distance
+    near: list[tuple[float, list[Slip]]] = [(judge(subject, Reference(net), seen[0]).distance, [])]
     for _ in range(MOST):
-        best, limit = None, 0.9 * nearest  # less is chance
-        for slip in _slips(subject, net):
-            if slip in found or (slip.prepare and any(s.prepare for s in found)):
-                continue
-            reference = _with(net, [*found, slip])
-            row = judge(subject, reference, seen[0])
-            if row.passed and all(judge(subject, reference, one).passed for one in seen[1:]):
-                return [*found, slip]
-            if row.distance < limit:
-                nearest = limit = row.distance
-                best = slip
-        if best is None:
-            return []
-        found.append(best)
+        nearer = []
+        for before, found in near:
+            for slip in _slips(subject, net):
+                if slip in found or (slip.prepare and any(s.prepare for s in found)):
+                    continue
+                reference = _with(net, [*found, slip])
+                row = judge(subject, reference, seen[0])
+                if row.passed and all(judge(subject, reference, one).passed for one in seen[1:]):
+                    return [*found, slip]
+                if row.distance < 0.9 * before:  # less is chance
+                    nearer.append((row.distance, [*found, slip]))
+        near = sorted(nearer, key=lambda one: one[0])[:BEAM]
     return []
 
 
