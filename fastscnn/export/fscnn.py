@@ -15,7 +15,7 @@ import torch
 from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.classes import Classes
-from fastscnn.export.write import SIZES, ExportError, Row
+from fastscnn.export.compare import SIZES, ExportError, Row
 from fastscnn.inference.cpu_runtime import CpuRuntime
 from fastscnn.inference.fold import fold
 from fastscnn.inference.ranges import check_ranges, int8_inputs

@@ -1,131 +1,146 @@
-"""From a model to an ONNX file that was checked against it before it got its name."""
+"""From a model to a file that was checked against it before it got its name."""
 
 from __future__ import annotations
 
-import importlib
+import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from fastscnn.checkpoints.formats import write_atomically
+from fastscnn.export.compare import ExportError, Reference, Row, judge, look, pictures
+from fastscnn.export.fscnn import export_fscnn
+from fastscnn.export.program import MIN_SIDE, build_program
+from fastscnn.export.subject import Subject, need, of_onnx, of_program
 from fastscnn.inference.fold import fold
 from fastscnn.info import __version__
-from fastscnn.media.demo import street_scene
 from fastscnn.network.model import FastSCNN
 from fastscnn.network.segment import Size
 
 INPUTS = ("frame", "tensor")
 OUTPUTS = ("labels", "probabilities", "logits")
-#: Frames that a file of free size is checked on: small, odd, wide.
-SIZES: tuple[Size, ...] = ((64, 96), (101, 139), (96, 256))
-LABELS_EQUAL = 0.9995
-NEAR = 1e-4
-
-
-class ExportError(ValueError):
-    """A file that does not compute what the model computes; nothing was written."""
+SUFFIXES = (".onnx", ".pt2", ".fscnn")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One check: the frames' shape, the share of equal labels, and the largest difference.
+class Options:
+    """What `export` leaves to choose; see `onnx_graph.build`.
 
-    `error` is relative to the range of the values; None where the file gives labels only.
+    `resize=False` leaves the card's working size out. `frames` are image files to check on in
+    place of drawn ones.
     """
 
-    shape: tuple[int, int, int]
-    labels: float
-    error: float | None
-
-    @property
-    def passed(self) -> bool:
-        return self.labels >= LABELS_EQUAL and (self.error is None or self.error <= NEAR)
-
-    def __str__(self) -> str:
-        n, h, w = self.shape
-        error = "-" if self.error is None else f"{self.error:.1e}"
-        return f"{n} x {h}x{w:<6} {self.labels:9.4%} labels equal, largest difference {error}"
+    input: str = "frame"
+    output: str = "labels"
+    size: Size | None = None
+    resize: bool = True
+    tensorrt: bool = False
+    frames: Sequence[Path] = ()
 
 
-def export_onnx(
-    model: FastSCNN,
-    path: Path,
-    *,
-    input: str = "frame",
-    output: str = "labels",
-    size: Size | None = None,
-    resize: bool = True,
-    tensorrt: bool = False,
-    force: bool = False,
+def export(
+    model: FastSCNN, path: Path, options: Options = Options(), *, force: bool = False
 ) -> list[Row]:
-    """Write a float32 model on the CPU as .onnx and return the checks that it passed.
+    """Write a float32 model on the CPU as .onnx, .pt2 or .fscnn and return the checks it passed.
 
-    `input`, `output`, `size` and `tensorrt` are those of `onnx_graph.build`; `resize=False` leaves
-    the card's working size out. Raises ImportError naming the extra, FileExistsError, ValueError,
-    or ExportError where the file differs from the model.
+    Raises ImportError naming the extra, FileExistsError, ValueError, or ExportError where the file
+    differs from the model; then nothing was written.
     """
-    if path.suffix.lower() != ".onnx":
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected .onnx or .fscnn")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = " or ".join(SUFFIXES)
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected {known}")
+    if suffix != ".onnx" and options.tensorrt:
+        raise ValueError(f"{path}: --for tensorrt is of .onnx files: leave it out")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give a file's name")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists: use --force (force=True) to overwrite it")
-    if size is not None:
-        model.input_size(size, size)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first")
+    if suffix == ".fscnn":
+        return _fscnn(model, path, options, force)
+    if options.size is not None:
+        model.input_size(options.size, options.size)
+    card = model.card
+    framed = options.resize and options.input == "frame"
+    side = min(card.size) if framed and card and card.size else None
+    metadata = _metadata(model, side)
+    with torch.no_grad():
+        if suffix == ".onnx":
+            subject, write = _onnx(model, path, options, side, metadata)
+        else:
+            subject, write = _program(model, path, options, side, metadata)
+        rows = check(model, subject, options.frames)
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        raise ExportError(f"{path} was not written: it differs from the model ({failed[0]})")
+    write_atomically(path, write)
+    return rows
+
+
+def check(model: FastSCNN, subject: Subject, frames: Sequence[Path] = ()) -> list[Row]:
+    """Hold what was built against the model on drawn frames, or those of image files."""
+    rows = []
+    for batch in pictures(subject, frames):
+        rows.append(judge(subject, Reference(model), look(subject, model, batch)))
+    return rows
+
+
+def _onnx(
+    model: FastSCNN, path: Path, options: Options, side: int | None, metadata: dict[str, Any]
+) -> tuple[Subject, Any]:
     for package in ("onnx", "onnxruntime"):
-        _need(package)
+        need(package)
     from fastscnn.export.onnx_graph import build
 
-    card = model.card
-    side = min(card.size) if resize and input == "frame" and card and card.size else None
     graph = build(
         fold(model),
         model.config,
         model.num_classes,
-        input=input,  # type: ignore[arg-type]
-        output=output,  # type: ignore[arg-type]
-        size=size,
+        input=options.input,  # type: ignore[arg-type]
+        output=options.output,  # type: ignore[arg-type]
+        size=options.size,
         working_side=side,
-        tensorrt=tensorrt,
-        metadata=_metadata(model, side),
+        tensorrt=options.tensorrt,
+        metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
     )
     data = graph.SerializeToString()
-    rows = check(model, data, [size] if size else SIZES, resize=side is not None)
-    failed = [row for row in rows if not row.passed]
-    if failed:
-        raise ExportError(f"{path} was not written: it differs from the model ({failed[0]})")
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    return rows
+    return of_onnx(graph, str(path)), lambda temporary: temporary.write_bytes(data)
 
 
-def check(model: FastSCNN, data: bytes, sizes: Sequence[Size], *, resize: bool) -> list[Row]:
-    """Run an ONNX file of ours in ONNX Runtime on drawn frames, one and two at once."""
-    session = _need("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
-    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
-    rows = []
-    for h, w in sizes:
-        for n in (1, 2):
-            frames = np.stack([street_scene(h, w, seed) for seed in range(n)])
-            own = model.input_size((h, w)) if resize else (h, w)
-            x = model.preprocess(frames, size=own)
-            got = session.run(None, {name: frames if name == "frame" else x.numpy()})[0]
-            if output == "labels":
-                expected = model.segment(frames, size=own)
-                rows.append(Row((n, h, w), float((got == expected).mean()), None))
-                continue
-            logits = model._upsample(model.scores(x), x.new_empty(n, 3, h, w))
-            values = (logits.softmax(1) if output == "probabilities" else logits).numpy()
-            error = float(np.abs(got - values).max() / np.ptp(values))
-            equal = float((got.argmax(1) == values.argmax(1)).mean())
-            rows.append(Row((n, h, w), equal, error if np.isfinite(error) else np.inf))
-    return rows
+def _program(
+    model: FastSCNN, path: Path, options: Options, side: int | None, metadata: dict[str, Any]
+) -> tuple[Subject, Any]:
+    if options.size is not None and min(options.size) < MIN_SIDE:
+        raise ValueError(f"--size of a .pt2: expected {MIN_SIDE} or more; or export an .onnx")
+    program = build_program(
+        model, input=options.input, output=options.output, size=options.size, working_side=side
+    )
+    file = io.BytesIO()  # a path would be named in the file
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    subject = of_program(program, side, str(path))
+    return subject, lambda temporary: temporary.write_bytes(file.getvalue())
 
 
-def _metadata(model: FastSCNN, side: int | None) -> dict[str, str]:
+def _fscnn(model: FastSCNN, path: Path, options: Options, force: bool) -> list[Row]:
+    plain = Options(tensorrt=options.tensorrt)
+    for name in (f.name for f in fields(Options)):
+        if getattr(options, name) != getattr(plain, name):
+            option = {"resize": "--no-resize"}.get(name, f"--{name}")
+            raise ValueError(
+                f"{option} is for .onnx and .pt2 files: a program chooses when it runs a .fscnn"
+            )
+    return export_fscnn(model, path, force=force)
+
+
+def _metadata(model: FastSCNN, side: int | None) -> dict[str, Any]:
     card = model.card
-    values: dict[str, Any] = {
+    return {
         "version": __version__,
         "layout": card.source if card else "",
         "classes": list(card.classes) if card else [],
@@ -134,13 +149,3 @@ def _metadata(model: FastSCNN, side: int | None) -> dict[str, str]:
         "std": list(model.config.std),
         "working_side": side,
     }
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-
-
-def _need(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ImportError(
-            f"export needs the package {package}: pip install 'fastscnn[export]'"
-        ) from None

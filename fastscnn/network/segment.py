@@ -96,8 +96,7 @@ class Segmenter:
         if size is None:
             size = frame
             if self.card is not None and self.card.size is not None:
-                side, shorter = min(self.card.size), min(frame)  # exact until it is rounded
-                size = (round(frame[0] * side / shorter), round(frame[1] * side / shorter))
+                size = working_size(frame, min(self.card.size))
                 if max(size) > MAX_SIZE:
                     raise ValueError(
                         f"frame {frame[0]}x{frame[1]} would be scaled to {size[0]}x{size[1]}, the "
@@ -145,6 +144,12 @@ class Segmenter:
 
     def _first(self) -> Tensor:
         return next(self.parameters())  # type: ignore[attr-defined]
+
+
+def working_size(frame: Size, side: int) -> Size:
+    """That frame's size scaled to a shorter side; exact until it is rounded, ties to even."""
+    shorter = min(frame)
+    return round(frame[0] * side / shorter), round(frame[1] * side / shorter)
 
 
 @contextmanager

@@ -8,23 +8,83 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from export_networks import network
+from PIL import Image
 
+from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import write
+from fastscnn.export.compare import SIZES, ExportError
 from fastscnn.export.onnx_graph import build
-from fastscnn.inference.fold import fold
+from fastscnn.inference.fold import Conv, fold
+from fastscnn.media.demo import street_scene
+from fastscnn.media.frames import ImageError
+from fastscnn.network.model import FastSCNN
 
 
 @pytest.mark.parametrize("output", ["labels", "probabilities", "logits"])
 @pytest.mark.parametrize("preset", ["paper", "tramac", "paddleseg"])
 def test_files_pass_their_check(tmp_path: Path, preset: str, output: str) -> None:
     path = tmp_path / "net.onnx"
-    rows = write.export_onnx(network(preset), path, output=output)
-    assert [row.shape for row in rows] == [(n, *s) for s in write.SIZES for n in (1, 2)]
-    assert all(row.passed for row in rows)
+    rows = write.export(network(preset), path, write.Options(output=output))
+    assert [row.shape for row in rows] == [(n, *s) for s in SIZES for n in (1, 2)]
+    assert all(row.passed and row.error is not None for row in rows)
     known = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert json.loads(known["mean"]) == list(network(preset).config.mean)
+
+
+def test_frames_that_are_scaled_down_are_checked_too(tmp_path: Path) -> None:
+    """To a working size; and real frames take the place of drawn ones."""
+    net = FastSCNN(19)
+    net.load_state_dict(network("paper").state_dict())
+    net.eval().card = Card(net.config, 19, size=(80, 120))
+    rows = write.export(net, tmp_path / "a.onnx")
+    assert [row.shape[1:] for row in rows[::2]] == [(64, 96), (101, 139), (90, 95)]
+    Image.fromarray(street_scene(50, 70, 5)).save(tmp_path / "frame.png")
+    options = write.Options(frames=[tmp_path / "frame.png"])
+    others = write.export(net, tmp_path / "b.onnx", options)
+    assert [row.shape for row in others] == [row.shape for row in rows]
+    assert [row.error for row in others] != [row.error for row in rows]
+    with pytest.raises(ImageError, match=r"nothing\.png"):
+        write.export(net, tmp_path / "c.onnx", write.Options(frames=[tmp_path / "nothing.png"]))
+    assert not (tmp_path / "c.onnx").exists()
+
+
+def test_equal_labels_do_not_hide_other_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that are all larger by a thousandth give the same labels."""
+    net = network("paper")
+
+    def slip(folded: dict[str, Conv], *args: object, **options: object) -> onnx.ModelProto:
+        last = folded["classifier.conv"]
+        folded["classifier.conv"] = Conv(last.weight * 1.001, last.bias * 1.001)
+        return build(folded, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastscnn.export.onnx_graph.build", slip)
+    with pytest.raises(ExportError, match=r"100\.0000% labels equal"):
+        write.export(net, tmp_path / "net.onnx")
+
+
+def test_an_unwritable_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder in the file's name, a file in the folder's."""
+    (tmp_path / "taken.onnx").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("taken.onnx", "file/a.onnx"):
+        argv = ["export", "camvid", "-o", str(tmp_path / name), "--size", "64x64", "--no-resize"]
+        assert main([*argv, "--force"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.onnx"]
+
+
+def test_nan_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {k: v.clone() for k, v in network("paper").state_dict().items()}
+    state["classifier.conv.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    assert main(["export", str(tmp_path / "nan.pth"), "-o", str(tmp_path / "a.onnx")]) == 2
+    assert "classifier.conv.weight holds 128 NaN" in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_file_that_differs_is_not_written(
@@ -43,8 +103,8 @@ def test_a_file_that_differs_is_not_written(
         return build(fold(net), config, 19, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fastscnn.export.onnx_graph.build", slip)
-    with pytest.raises(write.ExportError, match="differs from the model"):
-        write.export_onnx(net, tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="differs from the model"):
+        write.export(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from export_networks import network
 from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import fscnn
-from fastscnn.export.write import SIZES, ExportError
+from fastscnn.export.compare import SIZES, ExportError
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import extension
@@ -72,7 +72,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["export", "camvid", "-o", str(path)]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["export", "camvid", "-o", str(path), "--size", "64x64", "--force"]) == 2
-    assert "--size is for .onnx files" in capsys.readouterr().err
+    assert "--size is for .onnx and .pt2 files" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
