@@ -5,21 +5,25 @@
 namespace fastscnn::FASTSCNN_ISA {
 namespace {
 
-template <int R, int V>
+// Every loop over the sums is unrolled: an index that is not a constant would put them in memory.
+template <int R, int V, bool kPartial>
 FASTSCNN_INLINE void gemm_tile(const Gemm& g, const float* w, int64_t pixel, int channel) {
-    const bool partial = channel + V * kLanes > g.channels;
     const int last = g.channels - channel - (V - 1) * kLanes;  // channels in the last vector
     Vec sum[R][V];
+#pragma GCC unroll 4
     for (int j = 0; j < V; ++j) {
         const Vec start = g.bias ? load<Vec>(g.bias + channel + j * kLanes) : Vec{};
+#pragma GCC unroll 12
         for (int i = 0; i < R; ++i) sum[i][j] = start;
     }
     if (g.add) {
-        for (int i = 0; i < R; ++i) {
-            const float* from = g.add + (pixel + i) * g.add_stride + channel;
+        const float* from = g.add + pixel * g.add_stride + channel;
+#pragma GCC unroll 12
+        for (int i = 0; i < R; ++i, from += g.add_stride) {
+#pragma GCC unroll 4
             for (int j = 0; j < V; ++j)
-                sum[i][j] += partial && j == V - 1 ? load_first<Vec>(from + j * kLanes, last, 0.f)
-                                                   : load<Vec>(from + j * kLanes);
+                sum[i][j] += kPartial && j == V - 1 ? load_first<Vec>(from + j * kLanes, last, 0.f)
+                                                    : load<Vec>(from + j * kLanes);
         }
     }
     for (int s = 0; s < g.segments; ++s) {
@@ -36,11 +40,14 @@ FASTSCNN_INLINE void gemm_tile(const Gemm& g, const float* w, int64_t pixel, int
             }
         }
     }
-    for (int i = 0; i < R; ++i) {
-        float* to = g.y + (pixel + i) * g.y_stride + channel;
+    const Vec low = Vec{} + g.act.low, high = Vec{} + g.act.high;
+    float* to = g.y + pixel * g.y_stride + channel;
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i, to += g.y_stride) {
+#pragma GCC unroll 4
         for (int j = 0; j < V; ++j) {
-            const Vec v = min(Vec{} + g.act.high, max(Vec{} + g.act.low, sum[i][j]));
-            if (partial && j == V - 1)
+            const Vec v = min(high, max(low, sum[i][j]));
+            if (kPartial && j == V - 1)
                 store_first(to + j * kLanes, v, last);
             else
                 store(to + j * kLanes, v);
@@ -48,15 +55,21 @@ FASTSCNN_INLINE void gemm_tile(const Gemm& g, const float* w, int64_t pixel, int
     }
 }
 
-template <int V>
+template <int V, bool kPartial>
 void gemm_panel(const Gemm& g, const float* w, int pixels, int channel) {
     constexpr int R = tile_pixels(V);
     int p = 0;
-    for (; p + R <= pixels; p += R) gemm_tile<R, V>(g, w, p, channel);
+    for (; p + R <= pixels; p += R) gemm_tile<R, V, kPartial>(g, w, p, channel);
     if constexpr (R > 8)
-        for (; p + 8 <= pixels; p += 8) gemm_tile<8, V>(g, w, p, channel);
-    for (; p + 4 <= pixels; p += 4) gemm_tile<4, V>(g, w, p, channel);
-    for (; p < pixels; ++p) gemm_tile<1, V>(g, w, p, channel);
+        for (; p + 8 <= pixels; p += 8) gemm_tile<8, V, kPartial>(g, w, p, channel);
+    for (; p + 4 <= pixels; p += 4) gemm_tile<4, V, kPartial>(g, w, p, channel);
+    for (; p < pixels; ++p) gemm_tile<1, V, kPartial>(g, w, p, channel);
+}
+
+template <int V>
+void gemm_panel(const Gemm& g, const float* w, int pixels, int channel) {
+    const bool partial = channel + V * kLanes > g.channels;
+    (partial ? gemm_panel<V, true> : gemm_panel<V, false>)(g, w, pixels, channel);
 }
 
 }  // namespace
