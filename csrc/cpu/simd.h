@@ -57,6 +57,16 @@ FASTSCNN_INLINE void store_first(float* p, V v, int n) {
     std::memcpy(p, &v, n * sizeof(float));
 }
 
+// Keeps a compiler from loading v anew for each of its uses.
+FASTSCNN_INLINE Vec in_register(Vec v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__AVX2__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
 // The second operand where one is NaN, like the machine's own instruction.
 template <class V>
 FASTSCNN_INLINE V max(V a, V b) {
