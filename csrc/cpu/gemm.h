@@ -23,6 +23,10 @@ constexpr int kRun = 48;
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 constexpr int pitch_of(int channels) { return round_up(channels, kLanes); }
 
+// Floats between the pixels of rows whose neighbours are read a vector of channels at a time: not a
+// power of two, so that they fall into all sets of L1.
+constexpr int spread(int channels) { return pitch_of(channels) + kLanes; }
+
 // Output channels come in panels of up to kMaxVecs vectors, as equal as possible. A panel holds its
 // weights as [k][vectors of the panel]; missing channels of the last vector are zeros.
 struct Panels {
