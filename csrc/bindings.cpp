@@ -215,12 +215,14 @@ void feature_fusion_int8(Address high, Address low, int batch, const Axis& rows,
 }
 
 py::dict device_info() {
-    py::list names, int8_names;
+    py::list names, bf16_names, int8_names;
     for (const Kernels* k : available_kernels()) names.append(k->name);
+    for (const Kernels* k : available_kernels_bf16()) bf16_names.append(k->name);
     for (const KernelsInt8* k : available_kernels_int8()) int8_names.append(k->name);
     py::dict info;
     info["cpu_int8_instruction_sets"] = int8_names;
     info["cpu_instruction_sets"] = names;
+    info["cpu_bf16_instruction_sets"] = bf16_names;
     info["cpu_instruction_set"] = find_kernels("").name;
     info["cpu_lanes"] = find_kernels("").lanes;
     info["cpu_threads"] = std::thread::hardware_concurrency();

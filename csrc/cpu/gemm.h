@@ -16,6 +16,15 @@ constexpr int kMaxVecs = 2;
 constexpr int tile_pixels(int vecs) { return vecs == 2 ? 6 : 8; }
 #endif
 
+// Inputs that a step of the product takes: one float, or where the CPU multiplies bfloat16 a pair of
+// them. A pair is kept where a float would be: the same loads and broadcasts move both.
+#if defined(__AVX512BF16__)
+constexpr int kStep = 2;
+#else
+constexpr int kStep = 1;
+#endif
+constexpr int steps(int k) { return (k + kStep - 1) / kStep; }
+
 // Rows are worked on in runs of this many pixels, so that a run stays in the L1 cache from one
 // stage of a fused block to the next. A multiple of every tile_pixels.
 constexpr int kRun = 48;
@@ -43,8 +52,8 @@ struct Gemm {
     int k;               // inputs per segment and pixel
     int64_t x_stride;    // floats between pixels
     const float* w;      // packed weights
-    int w_k;             // rows of a panel, >= segments * k
-    int k_begin;         // first row of every panel to use
+    int w_steps;         // of a panel, >= segments * steps(k)
+    int k_begin;         // first input of every panel to use, a multiple of kStep
     const float* bias;   // [padded channels]: where the sum starts, or null
     const float* add;    // [pixels, add_stride]: added at the start, or null
     int64_t add_stride;  // floats between pixels
@@ -52,6 +61,7 @@ struct Gemm {
     int64_t y_stride;    // floats between pixels
     int channels;        // output channels that may be written
     Activation act;
+    bool in_steps;  // x holds steps already, not floats; what lies behind an odd k is finite
 };
 
 // Panels first .. last - 1 for `pixels` pixels; g.y, g.bias and g.add are those of channel 0.
@@ -65,7 +75,7 @@ FASTSCNN_INLINE Gemm matrix_product(const Matrix& w, const float* x, float* y, i
             w.k,
             w.k,
             w.data,
-            w.k,
+            steps(w.k),
             0,
             w.bias,
             nullptr,
@@ -73,7 +83,16 @@ FASTSCNN_INLINE Gemm matrix_product(const Matrix& w, const float* x, float* y, i
             y,
             y_stride,
             w.out,
-            act};
+            act,
+            false};
+}
+
+// Makes g the product of a 3x3 convolution: rows of k inputs from g.x[0..2].
+FASTSCNN_INLINE void three_rows(Gemm& g, int k, int64_t x_stride) {
+    g.segments = 3;
+    g.k = k;
+    g.w_steps = 3 * steps(k);
+    g.x_stride = x_stride;
 }
 
 FASTSCNN_INLINE void gemm(const Gemm& g, int pixels) {

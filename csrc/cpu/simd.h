@@ -84,6 +84,13 @@ FASTSCNN_INLINE float max_of(Short v) {
     return best;
 }
 
+// The nearest bfloat16, ties to even; finite values only.
+FASTSCNN_INLINE uint16_t bfloat16(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 // Bit i is the sign of lane i: turns a comparison into a set.
 FASTSCNN_INLINE uint32_t bits(ShortInt mask) {
 #if defined(__AVX2__)

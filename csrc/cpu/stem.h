@@ -24,9 +24,7 @@ class StemRows {
     // One row of the convolution, all columns and channels, into out[out_w][y_stride].
     void convolve(int image, int y, float* out, int64_t y_stride) {
         Gemm g = matrix_product(p_.weight, nullptr, out, y_stride, p_.act);
-        g.segments = 3;
-        g.k = 9;
-        g.x_stride = 6;
+        three_rows(g, 9, 6);
         for (int ky = 0; ky < 3; ++ky) g.x[ky] = row(image, 2 * y - p_.top + ky);
         gemm(g, p_.out_w);
     }
