@@ -11,9 +11,16 @@ FASTSCNN_INLINE Vec get(const float* p, int n) {
     return kPartial ? load_first<Vec>(p, n, 0.f) : load<Vec>(p);
 }
 
-template <bool kPartial>
+template <bool kPartial, bool kInSteps>
 FASTSCNN_INLINE void put(float* p, Vec low, Vec high, Vec sum, int n) {
     const Vec v = min(high, max(low, sum));
+#if defined(__AVX512BF16__)
+    if constexpr (kInSteps) {
+        const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+        std::memcpy(p, &rounded, sizeof rounded);
+        return;
+    }
+#endif
     if (kPartial)
         store_first(p, v, n);
     else
@@ -21,7 +28,7 @@ FASTSCNN_INLINE void put(float* p, Vec low, Vec high, Vec sum, int n) {
 }
 
 // One vector of channels of a row: its nine weights stay in registers.
-template <int kStride, bool kPartial>
+template <int kStride, bool kPartial, bool kInSteps>
 struct Channels {
     const float* row[3];                // at the first channel
     int64_t step[3], apart[3], across;  // floats between columns, taps and output pixels
@@ -63,7 +70,7 @@ constexpr int kColumns = (R - 1) * kStride + 3;
                 for (int i = 0; i < R; ++i) sum[i] += in[i * kStride + kx] * w[3 * ky + kx];
         }
 #pragma GCC unroll 4
-        for (int i = 0; i < R; ++i, y += dilation * across) put<kPartial>(y, low, high, sum[i], n);
+        for (int i = 0; i < R; ++i, y += dilation * across) put<kPartial, kInSteps>(y, low, high, sum[i], n);
     }
 
     // One pixel some of whose taps lie outside the row.
@@ -76,17 +83,17 @@ constexpr int kColumns = (R - 1) * kStride + 3;
                     sum += get<kPartial>(row[ky] + x * step[ky], n) * w[3 * ky + kx];
             }
         }
-        put<kPartial>(y, low, high, sum, n);
+        put<kPartial, kInSteps>(y, low, high, sum, n);
     }
 };
 
 // Columns inner_begin .. inner_end - 1 have all taps inside.
-template <int kStride, bool kPartial>
+template <int kStride, bool kPartial, bool kInSteps>
 void channels(const DepthwiseRow& d, int begin, int end, int inner_begin, int inner_end, int c,
               int n) {
-    const Channels<kStride, kPartial> channels(d, c, n);
+    const Channels<kStride, kPartial, kInSteps> channels(d, c, n);
     const int dilation = d.dilation;
-    float* y = d.y + c - begin * d.y_stride;
+    float* y = d.y + (kInSteps ? c / kStep : c) - begin * d.y_stride;
     const int64_t across = d.y_stride;
     int x = begin;
     for (; x < inner_begin; ++x) channels.edge(x, y + x * across);
@@ -97,7 +104,7 @@ void channels(const DepthwiseRow& d, int begin, int end, int inner_begin, int in
     for (; x < end; ++x) channels.edge(x, y + x * across);
 }
 
-template <int kStride>
+template <int kStride, bool kInSteps>
 void row(const DepthwiseRow& d, int begin, int end) {
     const auto clamp = [&](int x) { return x < begin ? begin : x > end ? end : x; };
     const int inner_begin = clamp((d.dilation + kStride - 1) / kStride);
@@ -105,15 +112,18 @@ void row(const DepthwiseRow& d, int begin, int end) {
     const int inner_end = after > inner_begin ? clamp(after) : inner_begin;
     int c = 0;
     for (; c + kLanes <= d.channels; c += kLanes)
-        channels<kStride, false>(d, begin, end, inner_begin, inner_end, c, kLanes);
+        channels<kStride, false, kInSteps>(d, begin, end, inner_begin, inner_end, c, kLanes);
     if (c < d.channels)
-        channels<kStride, true>(d, begin, end, inner_begin, inner_end, c, d.channels - c);
+        channels<kStride, true, kInSteps>(d, begin, end, inner_begin, inner_end, c, d.channels - c);
 }
 
 }  // namespace
 
 void depthwise_row(const DepthwiseRow& d, int begin, int end) {
-    (d.stride == 2 ? row<2> : row<1>)(d, begin, end);
+    if (kStep > 1 && d.in_steps)
+        (d.stride == 2 ? row<2, true> : row<1, true>)(d, begin, end);
+    else
+        (d.stride == 2 ? row<2, false> : row<1, false>)(d, begin, end);
 }
 
 }  // namespace fastscnn::FASTSCNN_ISA

@@ -34,8 +34,8 @@ struct Worker {
     // Output row y, with the rows of the low branch in d.
     void fuse(DepthwiseRow& d, const float* high, float* out) {
         const int width = p.cols.out, outs = p.low_weight.out;
-        d.y = mid;
-        d.y_stride = channels;
+        to_product(d, mid, pitch_of(channels));
+        if (!p.taps.data) d.in_steps = false, d.y_stride = channels;
         for (int x = 0; x < width; x += kRun) {
             const int n = width - x < kRun ? width - x : kRun;
             float* to = out + int64_t(x) * outs;
@@ -50,7 +50,8 @@ struct Worker {
                     for (int c = 0; c < channels; ++c)
                         mid[i * channels + c] = from[i * pitch + c] < 0.f ? 0.f : from[i * pitch + c];
             }
-            Gemm g = matrix_product(p.low_weight, mid, to, outs, kRelu);
+            Gemm g = product_of(d, p.low_weight, to, outs, kRelu);
+            g.in_steps = d.in_steps;
             g.add = to;
             g.add_stride = outs;
             gemm(g, n);
@@ -69,7 +70,7 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
     const int pitch = spread(channels);
     const int64_t row_floats = padded(int64_t(width) * pitch);
     const int64_t blend = padded(int64_t(p.cols.in) * channels);
-    const int64_t mid = padded(int64_t(kRun) * channels);
+    const int64_t mid = padded(int64_t(kRun) * pitch_of(channels));
     const int64_t zero = padded(pitch_of(channels));
     const int64_t thread_floats = blend + 3 * row_floats + mid + zero;
     if (!p.scratch) return p.threads * thread_floats;

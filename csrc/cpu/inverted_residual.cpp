@@ -55,8 +55,7 @@ struct Worker {
         d.w += c.first;
         d.bias += c.first;
         d.channels = c.count;
-        d.y = mid;
-        d.y_stride = kPitch;
+        to_product(d, mid, kPitch);
         for (int ky = 0; ky < 3; ++ky) {
             const int row = y * p.stride + ky - 1;
             set_row(d, ky, hidden.row(row < 0 ? 0 : row), kPitch, row, p.h, zero);
@@ -65,10 +64,9 @@ struct Worker {
             const int n = out_w - x < kRun ? out_w - x : kRun;
             depthwise_row(d, x, x + n);
             float* to = out + int64_t(x) * p.project.out;
-            Gemm g = matrix_product(p.project, mid, to, p.project.out, kNone);
+            Gemm g = product_of(d, p.project, to, p.project.out, kNone);
             g.k = c.first + c.count < p.project.k ? c.count : p.project.k - c.first;
             g.k_begin = c.first;
-            g.x_stride = kPitch;
             g.add_stride = p.project.out;
             if (c.first > 0) {
                 g.bias = nullptr;
