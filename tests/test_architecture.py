@@ -92,7 +92,9 @@ def test_importing_touches_no_gpu() -> None:
     )
 
 
-@pytest.mark.parametrize("missing", ["triton", "av", "torchmetrics", "matplotlib", "tensorboard"])
+@pytest.mark.parametrize(
+    "missing", ["triton", "av", "torchmetrics", "matplotlib", "tensorboard", "onnx"]
+)
 def test_works_without_optional_packages(missing: str) -> None:
     run(
         f"import sys\nsys.modules[{missing!r}] = None\n"

@@ -171,6 +171,8 @@ class FusedFastSCNN(FastSCNN):
         wants_gradient = x.requires_grad or any(p.requires_grad for p in self.parameters())
         if torch.is_grad_enabled() and wants_gradient:
             return None
+        if torch.compiler.is_exporting():
+            return None  # other programs have no operations but torch's
         if torch.compiler.is_compiling():  # registered operations, which a trace keeps whole
             runtime = GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
             return _Folded(runtime)

@@ -85,8 +85,8 @@ class Segmenter:
         if size is None:
             size = frame
             if self.card is not None and self.card.size is not None:
-                scale = min(self.card.size) / min(frame)
-                size = (round(frame[0] * scale), round(frame[1] * scale))
+                side, shorter = min(self.card.size), min(frame)  # exact until it is rounded
+                size = (round(frame[0] * side / shorter), round(frame[1] * side / shorter))
                 if max(size) > MAX_SIZE:
                     raise ValueError(
                         f"frame {frame[0]}x{frame[1]} would be scaled to {size[0]}x{size[1]}, the "
