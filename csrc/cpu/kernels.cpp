@@ -10,6 +10,7 @@ int64_t stem_conv(const StemParams&);
 int64_t depthwise_conv(const DepthwiseParams&);
 int64_t pointwise_conv(const PointwiseParams&);
 int64_t dsconv(const DsconvParams&);
+int64_t classifier(const ClassifierParams&);
 int64_t learning_to_downsample(const DownsampleParams&);
 int64_t inverted_residual(const InvertedResidualParams&);
 int64_t pyramid_pool(const PyramidPoolParams&);
@@ -56,10 +57,10 @@ static int64_t pack_matrix(const float* weight, const float* bias, int out, int 
 #define STRING(x) STRING_(x)
 extern const Kernels kernels;
 const Kernels kernels = {
-    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,    stem_conv,
-    depthwise_conv,       pointwise_conv, dsconv,         learning_to_downsample,
-    inverted_residual,    pyramid_pool,   feature_fusion, dense_head,
-    argmax_head,
+    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,  stem_conv,
+    depthwise_conv,       pointwise_conv, dsconv,       classifier,
+    learning_to_downsample, inverted_residual, pyramid_pool, feature_fusion,
+    dense_head,           argmax_head,
 };
 
 }  // namespace fastscnn::FASTSCNN_ISA

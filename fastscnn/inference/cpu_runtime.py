@@ -211,11 +211,11 @@ class _Plan:
                 *(threads, self._workspace),
             )
 
-        last = self._step(
-            "classifier.dsconv2+scores",
-            *w.trunk.dsconv(1, self._classified, *self._shape, w.last, scores.data_ptr()),
+        classifier = w.trunk.classifier(
+            self._fused, self._between, self._shape, w.last, scores.data_ptr()
         )
-        return [("learning_to_downsample", first), *self._steps, last]
+        last = [self._step(name, *operation) for name, operation in classifier]
+        return [("learning_to_downsample", first), *self._steps, *last]
 
     def _map(self, channels: int, h: int, w: int) -> int:
         """Address of a new map that lives as long as the plan."""
@@ -243,7 +243,7 @@ class _Plan:
         return steps, y, h, w
 
     def _fusion(self, low: int, low_h: int, low_w: int) -> list[Step]:
-        """Steps from both maps to the first DSConv of the classifier."""
+        """Steps from both maps to the fused one, and the memory of the classifier."""
         ext, weights, config = extension.load(), self._weights, self._config
         n, h, w = self._shape
         steps: list[Step] = []
@@ -252,12 +252,10 @@ class _Plan:
             args = (x, 0, n * low_h * low_w, weights.dense, cpu_pack.ACTIVATIONS["none"], low)
             steps.append(self._step("feature_fusion.dense", ext.pointwise_conv, args))
         axes = [ext.Axis(*s, config.ffm_align_corners) for s in ((low_h, h), (low_w, w))]
-        fused, self._classified = self._map(128, h, w), self._map(128, h, w)
-        fusion = weights.trunk.fusion(self._high, low, n, axes, fused)
-        steps.append(self._step("feature_fusion", *fusion))
-        first = weights.trunk.dsconv(0, fused, n, h, w, None, self._classified)
-        steps.append(self._step("classifier.dsconv1", *first))
-        return steps
+        self._fused = self._map(128, h, w)
+        self._between = self._map(128, h, w) if weights.trunk.between else 0
+        fusion = weights.trunk.fusion(self._high, low, n, axes, self._fused)
+        return [*steps, self._step("feature_fusion", *fusion)]
 
 
 def _size(x: Tensor) -> Size:

@@ -76,11 +76,17 @@ class FloatTrunk:
         args = (high, low, n, *axes, self._fusion_taps, self._config.ffm_dilation, *self._fusion, y)
         return extension.load().feature_fusion, args
 
-    def dsconv(self, i: int, x: int, n: int, h: int, w: int, last: Any, y: int) -> Operation:
-        """DSConv i of the classifier's two, with a 1x1 `last` behind it if there is one."""
+    #: Whether `classifier` needs memory between its operations.
+    between = False
+
+    def classifier(
+        self, x: int, _between: int, shape: tuple[int, int, int], last: Any, y: int
+    ) -> list[tuple[str, Operation]]:
+        """Both DSConvs and the 1x1 `last`, from the n x h x w map x to scores y, by name."""
         mid = cpu_pack.ACTIVATIONS["relu" if self._config.dsconv_relu else "none"]
-        args = (x, n, h, w, 1, 1, *self._dsconvs[i][:1], mid, self._dsconvs[i][1])
-        return extension.load().dsconv, (*args, cpu_pack.ACTIVATIONS["relu"], last, y)
+        weights = (*self._dsconvs[0], *self._dsconvs[1], last)
+        args = (x, *shape, *weights, mid, cpu_pack.ACTIVATIONS["relu"], y)
+        return [("classifier", (extension.load().classifier, args))]
 
 
 class Int8Trunk:
@@ -125,8 +131,20 @@ class Int8Trunk:
         args = (high, low, n, *axes, dilation, *self._fusion.arguments, y, self._isa)
         return extension.load().feature_fusion_int8, args
 
-    def dsconv(self, i: int, x: int, n: int, h: int, w: int, last: Any, y: int) -> Operation:
-        """DSConv i of the classifier's two, with a float 1x1 `last` behind it if there is one."""
-        relu = cpu_pack.ACTIVATIONS["relu"]
-        args = (x, n, h, w, *self._dsconvs[i].arguments, relu, last, y, self._isa)
-        return extension.load().dsconv_int8, args
+    #: Whether `classifier` needs memory between its operations.
+    between = True
+
+    def classifier(
+        self, x: int, between: int, shape: tuple[int, int, int], last: Any, y: int
+    ) -> list[tuple[str, Operation]]:
+        """Both DSConvs and the float 1x1 `last`, from the n x h x w map x to scores y, by name;
+        `between` is a map of the size of x."""
+        operation, relu = extension.load().dsconv_int8, cpu_pack.ACTIVATIONS["relu"]
+        first, second = (d.arguments for d in self._dsconvs)
+        return [
+            (DSCONVS[0], (operation, (x, *shape, *first, relu, None, between, self._isa))),
+            (
+                f"{DSCONVS[1]}+scores",
+                (operation, (between, *shape, *second, relu, last, y, self._isa)),
+            ),
+        ]

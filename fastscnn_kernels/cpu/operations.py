@@ -22,6 +22,7 @@ from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
 
 __all__ = [
     "argmax_head",
+    "classifier",
     "depthwise_conv",
     "dsconv",
     "feature_fusion",
@@ -146,6 +147,37 @@ def dsconv(
         pack.matrix(op, "pointwise_", pointwise_weight, pointwise_bias, isa),
         *(pack.bounds(op, "activation", activation), last, y.data_ptr()),
         *(pack.check_threads(op, threads), pack.workspace()),
+    )
+    return y
+
+
+def classifier(
+    x: Tensor,
+    dsconv1: Sequence[Tensor],
+    dsconv2: Sequence[Tensor],
+    head: tuple[Tensor, Tensor],
+    *,
+    mid_activation: str = "none",
+    threads: int | None = None,
+    isa: str = "",
+) -> Tensor:
+    """Two DSConvs and a 1x1 to class scores in one pass: the map between them stays in L2."""
+    ext, op = extension.load(), "classifier"
+    x = pack.nhwc(op, "x", x, dsconv1[0].shape[0])
+    channels, packed = x.shape[1], []
+    for i, d in enumerate((dsconv1, dsconv2), 1):
+        pack.check_same(op, f"dsconv{i}'s depthwise channels", d[0].shape[0], channels)
+        pack.check_same(op, f"dsconv{i}'s pointwise inputs", d[2].shape[1], channels)
+        channels = d[2].shape[0]
+        packed.append(pack.taps(op, f"dsconv{i} depthwise_", d[0], d[1], isa))
+        packed.append(pack.matrix(op, f"dsconv{i} pointwise_", d[2], d[3], isa))
+    pack.check_same(op, "head weight's inputs", head[0].shape[1], channels)
+    n, _, h, w = x.shape
+    y = pack.empty_nhwc(n, head[0].shape[0], h, w)
+    ext.classifier(
+        *(x.data_ptr(), n, h, w, *packed, pack.matrix(op, "head ", *head, isa)),
+        *(pack.bounds(op, "mid_activation", mid_activation), pack.ACTIVATIONS["relu"]),
+        *(y.data_ptr(), pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 
