@@ -29,6 +29,7 @@ WORK = {
     "bottleneck3.2": (416.82, 2.1),
     "pyramid_pool": (33.8, 2.1),
     "feature_fusion": (843.05, 8.4 + 1.0 + 16.8),
+    "classifier": (1228.93, 16.8 + 2.5),
     "classifier.dsconv1": (574.62, 33.6),
     "classifier.dsconv2+scores": (654.31, 16.8 + 2.5),
     "argmax_head": (0.0, 2.5 + 2.1),

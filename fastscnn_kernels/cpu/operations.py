@@ -2,9 +2,10 @@
 
 They take float32 tensors on the CPU. Two keywords are added to the twins': `threads` (default:
 torch's setting; the result does not depend on it, to the bit) and `isa`, the instruction set (""
-is the machine's best; `extension.device_info()` lists them). Inputs that are not channels_last are
+is the machine's best of float32; `extension.device_info()` lists them, and those whose dense
+convolutions round inputs and weights to bfloat16). Inputs that are not channels_last are
 copied into that layout; outputs are channels_last where not said otherwise. Other dtypes raise
-TypeError: half precision is slower than float32 on nearly every CPU. Weights are packed in every
+TypeError. Weights are packed in every
 call; who runs a network packs them once (`cpu_pack`, as `fastscnn.inference.cpu_runtime` does).
 
 Every operation raises TypeError or ValueError that names the argument and what was expected.
