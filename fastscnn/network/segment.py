@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from fastscnn.network.config import FastSCNNConfig
@@ -41,15 +43,23 @@ class Segmenter:
         """Labels of a uint8 frame: H x W x 3 to uint8 H x W, or N x H x W x 3 to N x H x W.
 
         `frame` is a numpy array, a tensor on any device, or anything with `__dlpack__`; the labels
-        come back as the same kind, at the frame's size. `size=(height, width)` is the network's
-        input size (the frame is resized to it bilinearly); None means the working size that the
-        checkpoint's card names, scaled to the frame's aspect, or else the frame's own size.
+        come back as the same kind, at the frame's size. A PIL image or the path of an image file
+        gives a numpy array, and a list of frames of any kinds and sizes gives a list.
+
+        `size=(height, width)` is the network's input size (the frame is resized to it bilinearly);
+        None means the working size that the checkpoint's card names, scaled to the frame's aspect,
+        or else the frame's own size.
         `channels="bgr"` takes OpenCV's order. `threads` is the number of CPU threads; None means
         torch's setting.
 
         Raises TypeError or ValueError naming what was expected for anything else.
         """
         self._check_call(threads)
+        if isinstance(frame, (list, tuple)):
+            if any(isinstance(one, (list, tuple)) for one in frame):
+                raise TypeError("frame is a list of lists: expected a list of frames")
+            how: Any = {"size": size, "channels": channels, "threads": threads}
+            return [self.segment(one, **how) for one in frame]
         frames, restore = to_frames(frame, channels)
         out = (frames.shape[1], frames.shape[2])
         with torch.no_grad():
@@ -163,6 +173,10 @@ def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tens
     """A frame or batch as an RGB tensor N x H x W x 3, and how its labels become the same kind."""
     if channels not in ("rgb", "bgr"):
         raise ValueError(f'channels={channels!r}: expected "rgb" or "bgr"')
+    if isinstance(frame, (str, Path, Image.Image)):
+        if channels == "bgr":
+            raise ValueError('channels="bgr" is of arrays: files and PIL images say so themselves')
+        frame = _read(frame)
     tensor, back = _as_tensor(frame)
     if tensor.dtype != torch.uint8:
         raise TypeError(
@@ -188,6 +202,14 @@ def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tens
     return frames.contiguous(), restore
 
 
+def _read(picture: str | Path | Image.Image) -> np.ndarray:
+    from fastscnn.media.frames import read_image, to_rgb
+
+    if isinstance(picture, Image.Image):
+        return np.asarray(to_rgb(picture))
+    return read_image(Path(picture))
+
+
 def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(frame, Tensor):
         return frame.detach(), lambda labels: labels
@@ -206,8 +228,8 @@ def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         back = getattr(library, "from_dlpack", None)
         return torch.from_dlpack(frame), back or (lambda labels: labels)
     raise TypeError(
-        f"frame is {type(frame).__name__}: expected a numpy array, a torch tensor or an object "
-        "with __dlpack__ (np.asarray(frame) converts a PIL image)"
+        f"frame is {type(frame).__name__}: expected a numpy array, a torch tensor, an object with "
+        "__dlpack__, a PIL image or the path of an image"
     )
 
 

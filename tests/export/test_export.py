@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from networks import network
+from export_networks import network
 
 from fastscnn.cli import main
 from fastscnn.export import write

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from networks import frames, network
+from export_networks import frames, network
 
 import fastscnn
 from fastscnn.checkpoints.card import Card

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from networks import network
+from export_networks import network
 from torch.export import Dim
 
 from fastscnn.inference.fused import FusedFastSCNN
