@@ -16,6 +16,7 @@ from fastscnn.export.cli import add_export_parser
 from fastscnn.info import add_info_parser
 from fastscnn.predict.cli import add_segment_parsers
 from fastscnn.quantize import add_quantize_parser
+from fastscnn.service.cli import add_serve_parser
 from fastscnn.training.cli import add_evaluate_parser, add_train_parser
 
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         add_segment_parsers,
+        add_serve_parser,
         add_info_parser,
         add_convert_parser,
         add_export_parser,

@@ -17,6 +17,8 @@ int64_t pyramid_pool(const PyramidPoolParams&);
 int64_t feature_fusion(const FeatureFusionParams&);
 int64_t dense_head(const DenseHeadParams&);
 void argmax_head(const ArgmaxHeadParams&);
+void overlay(const OverlayParams&);
+int64_t resize_frame(const ResizeFrameParams&);
 
 // The inputs of a step as they are kept.
 static float one_step(const float* values) {
@@ -57,10 +59,10 @@ static int64_t pack_matrix(const float* weight, const float* bias, int out, int 
 #define STRING(x) STRING_(x)
 extern const Kernels kernels;
 const Kernels kernels = {
-    STRING(FASTSCNN_ISA), kLanes,         pack_matrix,  stem_conv,
-    depthwise_conv,       pointwise_conv, dsconv,       classifier,
+    STRING(FASTSCNN_ISA),   kLanes,            pack_matrix,  stem_conv,
+    depthwise_conv,         pointwise_conv,    dsconv,       classifier,
     learning_to_downsample, inverted_residual, pyramid_pool, feature_fusion,
-    dense_head,           argmax_head,
+    dense_head,             argmax_head,       overlay,      resize_frame,
 };
 
 }  // namespace fastscnn::FASTSCNN_ISA

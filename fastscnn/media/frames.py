@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,14 @@ IMAGE_SUFFIXES = {
 
 class ImageError(ValueError):
     """A file that is not a readable image; the message names the file and the reason."""
+
+
+class UnknownFormat(ImageError):
+    """Not an image, or in a format that is not read here."""
+
+
+class TooManyPixels(ImageError):
+    """More pixels than asked for, or than Pillow deems safe."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -30,18 +39,43 @@ def read_image(path: Path) -> np.ndarray:
 def read_image_noted(path: Path) -> tuple[np.ndarray, str | None]:
     """`read_image` and a note on the conversion that was needed, or None."""
     try:
-        with Image.open(path) as im:
-            im.load()
-            mode = im.mode
-            rgb = to_rgb(ImageOps.exif_transpose(im))
-    except UnidentifiedImageError:
+        return decode_image(path, str(path))
+    except UnknownFormat:
         reason = "it is empty" if path.stat().st_size == 0 else "not an image format known here"
         kinds = "JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF (Pillow 11.3 or newer)"
         raise ImageError(f"{path}: {reason}; expected a {kinds}") from None
+
+
+def decode_image(
+    source: Path | BinaryIO,
+    name: str,
+    *,
+    formats: Sequence[str] | None = None,
+    max_pixels: int | None = None,
+) -> tuple[np.ndarray, str | None]:
+    """As `read_image_noted`, from a file or what acts like one; `name` stands in the messages.
+
+    Only `formats` (Pillow's names) are tried. A picture of more than `max_pixels` is refused by its
+    header, before any pixel is decoded. Raises ImageError.
+    """
+    try:
+        with Image.open(source, formats=None if formats is None else list(formats)) as im:
+            if max_pixels is not None and im.width * im.height > max_pixels:
+                raise TooManyPixels(
+                    f"{name}: {im.height}x{im.width} pixels; expected at most "
+                    f"{max_pixels / 1e6:g} million: scale it down"
+                )
+            im.load()
+            mode = im.mode
+            rgb = to_rgb(ImageOps.exif_transpose(im))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise UnknownFormat(f"{name}: not an image format known here") from None
     except Image.DecompressionBombError as e:
-        raise ImageError(f"{path}: {e}") from None
+        raise TooManyPixels(f"{name}: {e}") from None
     except (OSError, SyntaxError, ValueError) as e:
-        raise ImageError(f"{path}: cannot be read as an image ({e})") from None
+        raise ImageError(f"{name}: cannot be read as an image ({e})") from None
     return np.array(rgb), None if mode == "RGB" else f"{mode} converted to RGB"
 
 

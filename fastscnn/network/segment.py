@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastscnn.network.config import FastSCNNConfig
+from fastscnn_kernels.cpu import operations as cpu
 
 if TYPE_CHECKING:
     from fastscnn.checkpoints.card import Card
@@ -63,8 +64,8 @@ class Segmenter:
         frames, restore = to_frames(frame, channels)
         out = (frames.shape[1], frames.shape[2])
         with torch.no_grad():
-            frames = resize_frames(frames.to(self._device()), self.input_size(out, size))
-            return restore(self._labels(frames, out, threads))
+            frames = frames.to(self._device())
+            return restore(self._labels(frames, self.input_size(out, size), out, threads))
 
     def preprocess(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Tensor:
         """The normalised float N x 3 x H x W that `model(x)` takes, on the model's device.
@@ -126,9 +127,10 @@ class Segmenter:
         x = (frames.float() / 255 - mean) / std
         return x.permute(0, 3, 1, 2).to(self._dtype())
 
-    def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
-        """uint8 N x H x W x 3 on the model's device to uint8 labels N x out."""
+    def _labels(self, frames: Tensor, size: Size, out: Size, threads: int | None = None) -> Tensor:
+        """uint8 N x H x W x 3 on the model's device, resized to `size`, to uint8 labels N x out."""
         with torch_threads(threads):
+            frames = resize_frames(frames, size)
             scores: Tensor = self.scores(self._normalize(frames))  # type: ignore[attr-defined]
             logits = F.interpolate(
                 scores.float(), out, mode="bilinear", align_corners=self.config.head_align_corners
@@ -159,14 +161,17 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def resize_frames(frames: Tensor, size: Size) -> Tensor:
-    """Bilinear resize of uint8 N x H x W x 3, rounded to uint8; unchanged if it has that size."""
+    """Bilinear resize of uint8 N x H x W x 3, rounded to uint8; unchanged if it has that size.
+
+    On the CPU as `fastscnn_kernels.reference.resize_frame` says; a GPU may differ by one level.
+    """
     if (frames.shape[1], frames.shape[2]) == size:
         return frames
-    x = frames.permute(0, 3, 1, 2)
-    if frames.device.type != "cpu":  # torch resizes uint8 on the CPU only
-        x = x.float()
+    if frames.device.type == "cpu":
+        return cpu.resize_frame(frames, size)
+    x = frames.permute(0, 3, 1, 2).float()
     y = F.interpolate(x, size, mode="bilinear", align_corners=False)
-    return (y if y.dtype == torch.uint8 else y.round().byte()).permute(0, 2, 3, 1).contiguous()
+    return y.round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tensor], Any]]:

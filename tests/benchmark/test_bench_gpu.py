@@ -379,8 +379,9 @@ def test_benchmarks_run_whatever_the_tests_say(
     ],
 )
 def test_what_the_sanitizer_says_counts(work: Path, script: str, passed: bool, result: str) -> None:
-    (work / "tests").mkdir()
-    (work / "tests" / "sanitize_gpu.sh").write_text(script)
+    folder = work / "tests" / "kernels" / "cuda"
+    folder.mkdir(parents=True)
+    (folder / "sanitize_gpu.sh").write_text(script)
     stage = gpu_run.sanitizer(1.0)
     assert (stage.passed, stage.result.split(",")[0]) == (passed, result)
 

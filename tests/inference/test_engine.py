@@ -232,7 +232,7 @@ def test_threads_capture_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str] = []
 
     @contextmanager
-    def graph(_: Any, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(_: Any, stream: Any, capture_error_mode: str = "global") -> Iterator[None]:
         modes.append(capture_error_mode)
         overlaps.append(len(active))
         active.append(1)

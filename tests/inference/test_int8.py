@@ -20,9 +20,9 @@ from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.files import CheckpointError, read_checkpoint, save
 from fastscnn.cli import main
 from fastscnn.inference.cpu_runtime import CpuRuntime
-from fastscnn.inference.cpu_trunk import int8_inputs
 from fastscnn.inference.fold import fold
 from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.inference.ranges import int8_inputs
 from fastscnn.media.demo import street_scene
 from fastscnn.network.config import PRESETS
 from fastscnn.quantize import calibrate

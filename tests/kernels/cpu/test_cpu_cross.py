@@ -14,11 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 #: Without what picks an instruction set, the threads, and int8, which is for x86-64 only.
-KERNELS = [
-    f
-    for f in (ROOT / "csrc/cpu").glob("*.cpp")
-    if f.stem not in ("isa", "pool") and not f.stem.endswith("_int8")
-]
+LISTED = (ROOT / "CMakeLists.txt").read_text().partition("set(KERNEL_SOURCES")[2].partition(")")[0]
+KERNELS = [ROOT / name for name in [*LISTED.split(), "csrc/cpu/axis.cpp"]]
 MAIN = ROOT / "tests/kernels/cpu/cpu_cross/main.cpp"
 FLAGS = ("-std=gnu++17", "-O2", "-ffp-contract=fast", "-Wno-psabi", f"-I{ROOT / 'csrc/cpu'}")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -96,17 +98,27 @@ def test_with_neither_one_error_names_both_fixes(monkeypatch: pytest.MonkeyPatch
         composition.on(DEVICE)
 
 
-def test_the_twins_keep_float32_exact_and_the_switch_as_it_was() -> None:
-    seen: list[bool] = []
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    twins = composition._Twins()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "dsconv", lambda: seen.append(torch.backends.cudnn.allow_tf32))
-        twins.dsconv()
-    assert seen == [False]
-    assert torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = before
+@pytest.mark.parametrize("chosen", ["", "torch.backends.fp32_precision", "cudnn.allow_tf32"])
+def test_the_twins_keep_float32_exact_and_the_switch_as_it_was(chosen: str) -> None:
+    """Whichever of torch's switches the user has set; a process each, as they cannot be unset."""
+    program = f"""
+import torch
+from fastscnn_kernels import composition, reference
+
+cudnn, seen = torch.backends.cudnn, []
+if "{chosen}" == "torch.backends.fp32_precision":
+    torch.backends.fp32_precision = "tf32"
+elif "{chosen}":
+    cudnn.allow_tf32 = True
+before = cudnn.conv.fp32_precision
+assert before == "tf32"
+reference.dsconv = lambda: seen.append(cudnn.conv.fp32_precision)
+composition._Twins().dsconv()
+assert seen == ["ieee"], seen
+assert cudnn.conv.fp32_precision == before
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.core], ids=lambda c: c.id)
