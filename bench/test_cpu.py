@@ -111,10 +111,10 @@ def network_rows(
     threads: int,
     weights: str,
     smoke: bool,
-    compiling: bool,
+    names: frozenset[str],
     data: Path | None,
 ) -> dict[str, Row]:
-    chosen = [p for p in PROVIDERS.values() if compiling or not p.slow]
+    chosen = [p for p in PROVIDERS.values() if p.name in names]
     rounds = (SMOKE_SIZES if smoke else SIZES)[size]
     rows = compare(model(weights), frame(size, weights, data), chosen, threads, rounds)
     return {row.provider: row for row in rows}
@@ -134,9 +134,13 @@ def test_cpu_network(
         )
     if PROVIDERS[provider].slow and not option("--compile"):
         pytest.skip("compiling takes minutes; ask for it with --compile")
-    rows = network_rows(
-        size, threads, weights, option("--smoke"), option("--compile"), option("--data")
+    names = frozenset(  # those that -k left
+        item.callspec.params["provider"]
+        for item in request.session.items
+        if item.function is request.function
+        and (option("--compile") or not PROVIDERS[item.callspec.params["provider"]].slow)
     )
+    rows = network_rows(size, threads, weights, option("--smoke"), names, option("--data"))
     row = rows[provider]
     assert not row.skipped.startswith("wrong labels"), row.skipped
     if row.skipped:
