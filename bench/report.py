@@ -61,7 +61,8 @@ Frame in, labels out, on the CPU; medians. All rows of a column are measured in 
 how many times the time of ours of the same precision. Peers get the cheapest exact graph that is
 known (`fastscnn/benchmark/peers.py`); `+ our head` is their trunk before our C++ head. int8 is
 calibrated on the frame itself; the last column is the least of its row. With one thread the clock
-is the CPU time of the process; with two it is wall time, which other work stretches: read the ratios."""
+is the CPU time of the process; with two it is wall time, which other work stretches: there, read
+the ratios."""
 
 Column = tuple[str, int]  # frame, threads
 
