@@ -3,13 +3,14 @@
 # make test [DATA=dir]          set up and run the tests
 # make lint                     ruff and mypy
 # make bench [DATA=dir]         CPU benchmarks on this machine
+# make bench-compare [DATA=dir] the same, held against the committed results by ratios
 # make gpu                      GPU tests, then GPU benchmarks, with the Python at hand
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench bench-compare gpu clean
 
 demo: $(VENV)/.installed
 ifdef IMAGE
@@ -28,6 +29,12 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only $(DATA_OPTION) $(PYTEST_OPTIONS)
+
+bench-compare: $(VENV)/.installed
+	mkdir -p build
+	$(BIN)/python -m pytest bench/test_cpu.py --benchmark-only --benchmark-json=build/bench.json \
+		$(DATA_OPTION) $(PYTEST_OPTIONS)
+	$(BIN)/python bench/compare.py build/bench.json
 
 clean:
 	rm -rf build $(VENV) fastscnn_kernels/_C*.so

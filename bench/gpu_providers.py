@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from cpu_providers import Unavailable, _need
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fastscnn.benchmark.provider import Unavailable, need
 from fastscnn.inference.engine import Engine, build_runtime
 from fastscnn.inference.fold import fold
 from fastscnn.network.model import FastSCNN
@@ -156,7 +156,7 @@ def _compiled(mode: str, graph: bool, seconds: float) -> Provider:
 def tensorrt(model: FastSCNN, frames: Tensor) -> Built:
     """TensorRT's own API: a strongly typed float16 network, captured in a graph."""
     _need_gpu(frames)
-    trt = _need("tensorrt")
+    trt = need("tensorrt")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -192,7 +192,7 @@ def _onnxruntime(execution: str) -> Provider:
 
     def build(model: FastSCNN, frames: Tensor) -> Built:
         _need_gpu(frames)
-        ort = _need("onnxruntime")
+        ort = need("onnxruntime")
         if execution not in ort.get_available_providers():
             raise Unavailable(
                 f"onnxruntime {ort.__version__} has no {execution} (pip install onnxruntime-gpu)"
@@ -230,7 +230,7 @@ def _need_gpu(frames: Tensor) -> None:
 
 
 def _onnx(model: FastSCNN, frames: Tensor) -> bytes:
-    _need("onnx")
+    need("onnx")
     from fastscnn.export import onnx_graph
 
     n, h, w, _ = frames.shape

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_providers import Unavailable
 from gpu_groups import BATCHES, ONE_IMAGE, Layer, Network, Shape, contestants, groups, op_cases
 from gpu_providers import BFLOAT, HALF, OURS, SINGLE, Built, Provider, need_cuda_kernels
 from PIL import Image
@@ -38,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastscnn
 import fastscnn_kernels
+from fastscnn.benchmark.provider import Unavailable
 from fastscnn.inference.plan import BYTES_PER_SECOND, FLOPS_PER_SECOND, plan
 from fastscnn.network.model import FastSCNN
 from fastscnn.network.segment import resize_frames

@@ -29,8 +29,7 @@ WORK = {
     "bottleneck3.2": (416.82, 2.1),
     "pyramid_pool": (33.8, 2.1),
     "feature_fusion": (843.05, 8.4 + 1.0 + 16.8),
-    "classifier.dsconv1": (574.62, 33.6),
-    "classifier.dsconv2+scores": (654.31, 16.8 + 2.5),
+    "classifier": (1228.93, 16.8 + 2.5),
     "argmax_head": (0.0, 2.5 + 2.1),
 }
 
@@ -45,55 +44,129 @@ def median_ms(entry: dict[str, Any]) -> float:
     return 1e3 * entry["stats"]["median"]
 
 
-def networks(entries: list[dict[str, Any]]) -> str:
-    """One row per size and thread count; medians in ms, and our factor over each."""
-    cells: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
-    for e in entries:
-        info = e["extra_info"]
+#: The paper's Table 6, fps on a Titan Xp, by frame and output.
+PAPER = {
+    ("1024x2048", "labels"): 123.5,
+    ("1024x2048", "probabilities"): 106.2,
+    ("512x1024", "labels"): 285.8,
+    ("256x512", "labels"): 485.4,
+}
+WEIGHTS = {
+    "camvid": "Shipped weights (11 classes), a real frame",
+    "seeded": "Seeded weights (19 classes), a drawn frame",
+}
+
+INTRODUCTION = """\
+Frame in, labels out, on the CPU; medians. All rows of a column are measured in turns; in brackets,
+how many times the time of ours of the same precision. Peers get the cheapest exact graph that is
+known (`fastscnn/benchmark/peers.py`); `+ our head` is their trunk before our C++ head. int8 is
+calibrated on the frame itself; the last column is the least of its row. With one thread the clock
+is the CPU time of the process; with two it is wall time, which other work stretches: there, read
+the ratios."""
+
+Column = tuple[str, int]  # frame, threads
+
+
+def of_kind(files: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [
+        e["extra_info"]
+        for file in files
+        for e in file["benchmarks"]
+        if e["extra_info"].get("kind") == kind
+    ]
+
+
+def columns(infos: Iterable[dict[str, Any]]) -> dict[Column, dict[str, dict[str, Any]]]:
+    """By frame and thread count, what each provider did."""
+    found: dict[Column, dict[str, dict[str, Any]]] = {}
+    for info in infos:
         key = ("x".join(map(str, info["size"])), info["threads"])
-        cells.setdefault(key, {})[info["provider"]] = e
-    providers = sorted({p for row in cells.values() for p in row} - {"ours", "ours_int8"})
+        found.setdefault(key, {})[info["provider"]] = info
+    return dict(sorted(found.items(), key=lambda c: (c[0][1], -int(c[0][0].split("x")[0]))))
+
+
+def rival_of(provider: str) -> str:
+    """Ours of the same precision."""
+    return "ours int8" if "int8" in provider else "ours"
+
+
+def networks(infos: list[dict[str, Any]]) -> str:
+    """One row per provider: median ms, and how many times the time of ours of its precision."""
+    found = columns(infos)
+    names = list(dict.fromkeys(info["provider"] for info in infos))
     rows = []
-    for (size, threads), row in cells.items():
-        ours = median_ms(row["ours"])
-        info = row["ours"]["extra_info"]
-        line = [size, str(threads), f"**{ours:.1f}** ({info['q20_ms']:.1f}..{info['q80_ms']:.1f})"]
-        line.append(f"{median_ms(row['ours_int8']):.1f}" if "ours_int8" in row else "-")
-        for p in providers:
-            ms = median_ms(row[p]) if p in row else None
-            line.append("-" if ms is None else f"{ms:.1f} ({ms / ours:.2f}x)")
-        rows.append([*line, f"{100 * info['agreement']:.2f} %"])
-    ours_columns = ["ours, ms (20..80 %)", "in int8"]
-    return table(["frame", "threads", *ours_columns, *providers, "labels equal to torch"], rows)
+    for name in names:
+        cells, agreed = [], []
+        for row in found.values():
+            info, rival = row.get(name), row.get(rival_of(name))
+            if info is None:
+                cells.append("-")
+                continue
+            agreed.append(info["equal"])
+            ms = f"{info['ms']:.1f}"
+            if name.startswith("ours"):
+                cells.append(f"**{ms}**")
+            elif rival is None:
+                cells.append(ms)
+            else:
+                faster = ", faster than ours" if info["ms"] < rival["ms"] else ""
+                cells.append(f"{ms} ({info['ms'] / rival['ms']:.2f}x{faster})")
+        rows.append([name, *cells, f"{100 * min(agreed):.2f} %"])
+    head = [f"{frame}, {threads} thread{'s' * (threads > 1)}" for frame, threads in found]
+    return table(["ms", *head, "equal labels"], rows)
+
+
+def slower_somewhere(infos: list[dict[str, Any]]) -> str:
+    """Who is faster than our float32, and where: the sentence that the table owes its reader."""
+    said = []
+    for (frame, threads), row in columns(infos).items():
+        said += [
+            f"{name} ({frame}, {threads} thread{'s' * (threads > 1)})"
+            for name, info in row.items()
+            if not name.startswith("ours") and info["ms"] < row["ours"]["ms"]
+        ]
+    return f"Faster than our float32: {', '.join(said) or 'none of them'}."
+
+
+def paper(infos: list[dict[str, Any]]) -> str:
+    rows = []
+    for info in infos:
+        frame, output = "x".join(map(str, info["size"])), info["output"]
+        theirs = PAPER.get((frame, output))
+        cells = [f"{info['mean_fps']:.1f}", "-" if theirs is None else f"{theirs:.1f}"]
+        rows.append([frame, output, f"{info['threads']} threads", *cells])
+    return table(["frame", "output", "CPU", "ours, fps", "paper on a Titan Xp, fps"], rows)
 
 
 def readme_numbers() -> str:
-    """The README's block: the whole network and its operations on the CPU, from the committed
-    results."""
-    files = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("cpu-*.json"))]
-    entries = [
-        e for f in files for e in f["benchmarks"] if e["extra_info"].get("kind") == "network"
-    ]
-    (single,) = (
-        e
-        for f in files
-        for e in f["benchmarks"]
-        if e["extra_info"].get("kind") == "operations" and e["extra_info"]["threads"] == 1
+    """The README's block, from the committed results of the CPU."""
+    paths = sorted(RESULTS.glob("cpu-*.json"))
+    files = [json.loads(p.read_text()) for p in paths]
+    parts = [INTRODUCTION]
+    for weights, title in WEIGHTS.items():
+        infos = [i for i in of_kind(files, "network") if i.get("weights", "seeded") == weights]
+        if infos:
+            parts.append(f"{title}:\n\n{networks(infos)}\n\n{slower_somewhere(infos)}")
+    single = [i for i in of_kind(files, "operations") if i["threads"] == 1]
+    if single:
+        parts.append(
+            "Where a frame of 1024x2048 spends its time on one thread; GB/s counts every "
+            f"operation's inputs and\noutputs once:\n\n{operations(single[0]['ms'])}"
+        )
+    if of_kind(files, "paper"):
+        parts.append(
+            "The paper's Table 6 by its protocol (batch one, 100 frames of burn-in, mean of 100):"
+            f"\n\n{paper(of_kind(files, 'paper'))}"
+        )
+    commits = {f["commit_info"]["id"][:7] for f in files}
+    notes = {f["machine_info"]["note"] for f in files}
+    names = ", ".join(f"`bench/results/{p.name}`" for p in paths)
+    parts.append(
+        f"Measured in {names}: {'; '.join(sorted(notes))}; commit {', '.join(sorted(commits))}.\n"
+        "Renew with `make bench` and `python bench/report.py --readme`. "
+        "No GPU figure has been measured yet.\n"
     )
-    sources = "; ".join(
-        f"`bench/results/{p.name}`: {f['machine_info']['note']}, "
-        f"commit {f['commit_info']['id'][:7]}"
-        for p, f in zip(sorted(RESULTS.glob("cpu-*.json")), files, strict=True)
-    )
-    return (
-        "Frame in, labels out, fp32, seeded 19-class weights; medians of interleaved runs, and "
-        "in brackets\nhow many times our time that is. `eager` is the reference as a user first "
-        "runs it; `in int8` is\nours after `fastscnn quantize`.\n\n"
-        f"{networks(entries)}\n\nWhere a frame of 1024x2048 spends its time on one thread; GB/s "
-        "counts every operation's inputs and\noutputs once:\n\n"
-        f"{operations(single)}\n\nMeasured in {sources}.\nRenew with `make bench` and "
-        "`python bench/report.py --readme`. No GPU figure has been measured yet.\n"
-    )
+    return "\n\n".join(parts)
 
 
 def renew_readme() -> None:
@@ -103,8 +176,7 @@ def renew_readme() -> None:
     README.write_text(before + start + readme_numbers() + end + rest.partition(end)[2])
 
 
-def operations(entry: dict[str, Any]) -> str:
-    ms = entry["extra_info"]["ms"]
+def operations(ms: dict[str, float]) -> str:
     whole = sum(ms.values())
     rows = []
     for name, t in ms.items():
@@ -141,18 +213,22 @@ def training(entries: list[dict[str, Any]]) -> str:
 def main(paths: list[str]) -> None:
     for path in paths:
         data = json.loads(Path(path).read_text())
-        kinds: dict[str, list[dict[str, Any]]] = {}
-        for e in data["benchmarks"]:
-            kinds.setdefault(e["extra_info"].get("kind", ""), []).append(e)
         machine = data["machine_info"]["cpu"].get("brand_raw", "unknown CPU")
         print(
             f"## {Path(path).stem}: {machine}, {data['machine_info']['cpu'].get('count')} cores\n"
         )
-        if "network" in kinds:
-            print(networks(kinds["network"]) + "\n")
-        for e in kinds.get("operations", []):
-            if set(e["extra_info"]["ms"]) == set(WORK):
-                print(f"{e['extra_info']['threads']} threads:\n\n{operations(e)}\n")
+        for weights in WEIGHTS:
+            found = [i for i in of_kind([data], "network") if i["weights"] == weights]
+            if found:
+                print(f"{WEIGHTS[weights]}:\n\n{networks(found)}\n")
+        for info in of_kind([data], "operations"):
+            if set(info["ms"]) <= set(WORK):
+                print(f"{info['threads']} threads:\n\n{operations(info['ms'])}\n")
+        if of_kind([data], "paper"):
+            print(paper(of_kind([data], "paper")) + "\n")
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for e in data["benchmarks"]:
+            kinds.setdefault(e["extra_info"].get("kind", ""), []).append(e)
         if steps := [e for kind in ("training head", "training") for e in kinds.get(kind, [])]:
             print(training(steps) + "\n")
         if "head" in kinds:

@@ -1,32 +1,38 @@
 """Times the network, its operations and its head on a CPU against other ways of running them.
 
-    pytest bench/test_cpu.py --benchmark-only --benchmark-json=bench/results/cpu-MACHINE.json
+    pytest bench/test_cpu.py --benchmark-only --benchmark-json=bench/results/cpu-MACHINE.json \\
+        --note "what decides the numbers" [--data DIR]
     python bench/report.py bench/results/cpu-MACHINE.json
 
-All providers of a size and thread count are validated, then measured in alternation, so that a busy
-machine disturbs all alike; pytest-benchmark is handed the measured rounds through its timer. With
-one thread the clock is the CPU time of the process, which equals wall time on an idle machine and
-does not count what other processes take; with more it is wall time.
+All providers of a size and thread count are validated, then measured in alternation
+(`fastscnn/benchmark/`, which says by which clock); pytest-benchmark is handed the measured rounds
+through its timer. `camvid` are the shipped weights, 11 classes, on a real frame with `--data`, else
+on a drawn one; `seeded` is a network of 19 classes that has seen noise.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_providers import NEAR, PROVIDERS, Unavailable
 from torch import Tensor
 
+import fastscnn
+from fastscnn.benchmark.compare import Row, compare
+from fastscnn.benchmark.cpu import PROVIDERS
+from fastscnn.benchmark.timing import alternate
 from fastscnn.inference.cpu_runtime import CpuRuntime
 from fastscnn.inference.fold import fold
+from fastscnn.media.demo import street_scene
+from fastscnn.media.frames import read_image
 from fastscnn.network.model import FastSCNN
-from fastscnn_kernels import reference
+from fastscnn.network.segment import resize_frames
 from fastscnn_kernels.cpu import operations as cpu
 
 #: Size: rounds.
@@ -57,26 +63,6 @@ playback = Playback()
 pytestmark = pytest.mark.benchmark(timer=playback, disable_gc=True)
 
 
-def alternate(
-    calls: dict[str, Callable[[], Any]], rounds: int, threads: int, *, untimed: int = 0
-) -> dict[str, list[float]]:
-    """Seconds of every round of every call; the calls take turns.
-
-    Each turn may begin with `untimed` calls, while the idle threads of the provider before stop
-    spinning and the caches fill, as where one network runs alone.
-    """
-    clock = time.process_time if threads == 1 else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            for _ in range(untimed):
-                call()
-            start = clock()
-            call()
-            seconds[name].append(clock() - start)
-    return seconds
-
-
 def report(benchmark: Any, rounds: list[float], group: str, **info: Any) -> None:
     """Hands measured rounds to pytest-benchmark."""
     playback.load(rounds)
@@ -89,8 +75,11 @@ def report(benchmark: Any, rounds: list[float], group: str, **info: Any) -> None
 
 
 @cache
-def model() -> FastSCNN:
-    """The paper's network whose batch norms and classes have seen data, so that labels vary."""
+def model(weights: str = "seeded") -> FastSCNN:
+    """Shipped weights; or the paper's network whose batch norms and classes have seen data, so that
+    labels vary."""
+    if weights == "camvid":
+        return fastscnn.load("camvid", fused=False, device="cpu").requires_grad_(False)
     torch.manual_seed(0)
     net = FastSCNN(19)
     with torch.no_grad():
@@ -102,8 +91,13 @@ def model() -> FastSCNN:
 
 
 @cache
-def frame(size: tuple[int, int]) -> Tensor:
-    """Smooth shapes with noise on top."""
+def frame(size: tuple[int, int], weights: str = "seeded", data: Path | None = None) -> Tensor:
+    """Smooth shapes with noise on top; for shipped weights a street."""
+    if weights == "camvid":
+        if data is None:
+            return torch.from_numpy(street_scene(*size).copy())[None]
+        photo = read_image(min((data / "street" / "images").iterdir()))
+        return resize_frames(torch.from_numpy(photo.copy())[None], size).contiguous()
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 3, 9, 17, generator=generator)
     noise = torch.randn(1, 3, *size, generator=generator)
@@ -112,68 +106,75 @@ def frame(size: tuple[int, int]) -> Tensor:
 
 
 @cache
-def exact(size: tuple[int, int]) -> Tensor:
-    x = reference.normalize(frame(size), model().config.mean, model().config.std)
-    return model()(x)
-
-
-def agreement(labels: Tensor, size: tuple[int, int], near: float) -> float:
-    """Share of labels that agree with the float32 reference or lie within `near` of its best."""
-    logits = exact(size)
-    chosen = logits.gather(1, labels.long().unsqueeze(1)).squeeze(1)
-    margin = near * float(logits.max() - logits.min())
-    return (chosen >= logits.amax(1) - margin).double().mean().item()
-
-
-@cache
-def network_rounds(
-    size: tuple[int, int], threads: int, smoke: bool, compiling: bool
-) -> tuple[dict[str, list[float]], dict[str, float], dict[str, str]]:
-    """(seconds, label agreement, reasons for skipping) by provider."""
-    calls: dict[str, Callable[[], Any]] = {}
-    agreements: dict[str, float] = {}
-    skipped: dict[str, str] = {}
-    with torch.inference_mode():
-        exact(size)
-        for name, provider in PROVIDERS.items():
-            if name == "compiled" and not compiling:
-                skipped[name] = "compiling takes minutes; ask for it with --compile"
-                continue
-            try:
-                calls[name] = provider(model(), frame(size), threads)
-            except Unavailable as reason:
-                skipped[name] = str(reason)
-                continue
-            agreements[name] = agreement(calls[name](), size, NEAR[name])
-            assert agreements[name] > 0.9999, f"{name}: wrong labels ({agreements[name]:.3%})"
-        torch.set_num_threads(threads)
-        rounds = (SMOKE_SIZES if smoke else SIZES)[size]
-        return alternate(calls, rounds, threads, untimed=1), agreements, skipped
+def network_rows(
+    size: tuple[int, int],
+    threads: int,
+    weights: str,
+    smoke: bool,
+    names: frozenset[str],
+    data: Path | None,
+) -> dict[str, Row]:
+    chosen = [p for p in PROVIDERS.values() if p.name in names]
+    rounds = (SMOKE_SIZES if smoke else SIZES)[size]
+    rows = compare(model(weights), frame(size, weights, data), chosen, threads, rounds)
+    return {row.provider: row for row in rows}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("weights", ["seeded", "camvid"])
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("size", [*SIZES, *SMOKE_SIZES], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, *SMOKE_SIZES], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_cpu_network(
-    benchmark: Any, size: tuple[int, int], threads: int, provider: str, request: Any
+    benchmark: Any, size: tuple[int, int], threads: int, weights: str, provider: str, request: Any
 ) -> None:
-    smoke = request.config.getoption("--smoke")
-    if smoke != (size in SMOKE_SIZES):
-        pytest.skip("size is for --smoke only" if not smoke else "size is not for --smoke")
-    compiling = request.config.getoption("--compile")
-    rounds, agreements, skipped = network_rounds(size, threads, smoke, compiling)
-    if provider in skipped:
-        pytest.skip(skipped[provider])
+    option = request.config.getoption
+    if option("--smoke") != (size in SMOKE_SIZES):
+        pytest.skip(
+            "size is for --smoke only" if size in SMOKE_SIZES else "size is not for --smoke"
+        )
+    if PROVIDERS[provider].slow and not option("--compile"):
+        pytest.skip("compiling takes minutes; ask for it with --compile")
+    names = frozenset(  # those that -k left
+        item.callspec.params["provider"]
+        for item in request.session.items
+        if item.function is request.function
+        and (option("--compile") or not PROVIDERS[item.callspec.params["provider"]].slow)
+    )
+    rows = network_rows(size, threads, weights, option("--smoke"), names, option("--data"))
+    row = rows[provider]
+    assert not row.skipped.startswith("wrong labels"), row.skipped
+    if row.skipped:
+        pytest.skip(row.skipped)
     report(
         benchmark,
-        rounds[provider],
-        f"cpu network {size[0]}x{size[1]}, {threads} threads",
-        kind="network",
-        provider=provider,
-        size=size,
-        threads=threads,
-        agreement=agreements[provider],
+        row.seconds,
+        f"cpu network {size[0]}x{size[1]}, {weights}, {threads} threads",
+        **{"kind": "network", "size": size, "threads": threads, "weights": weights},
+        **{"real": option("--data") is not None, **row.to_dict()},
     )
+
+
+#: Frames of burn-in, and as many that count.
+PAPER_FRAMES = 100
+
+
+@pytest.mark.parametrize("output", ["labels", "probabilities"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_cpu_paper(benchmark: Any, size: tuple[int, int], output: str, request: Any) -> None:
+    """The protocol of the paper's Table 6: batch one, 100 frames of burn-in, then the mean of 100,
+    with all threads; the network's time has the head of that output in it."""
+    smoke = request.config.getoption("--smoke")
+    frames = 1 if smoke else PAPER_FRAMES
+    net, threads = model(), THREADS[-1]
+    image = frame((64, 128) if smoke else size)
+    runtime = CpuRuntime(fold(net), net.config, net.num_classes)
+    call = {output: lambda: runtime.outputs(image, (output,), None, threads)}
+    alternate(call, frames, 2)
+    seconds = alternate(call, frames, 2)[output]  # by the wall clock
+    group = f"cpu paper {size[0]}x{size[1]}, {threads} threads"
+    fps = len(seconds) / sum(seconds)
+    facts = {"kind": "paper", "size": size, "threads": threads, "output": output}
+    report(benchmark, seconds, group, **facts, mean_fps=fps)
 
 
 @pytest.mark.parametrize("threads", THREADS)

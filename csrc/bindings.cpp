@@ -100,6 +100,17 @@ void dsconv(Address x, int batch, int h, int w, int stride, int dilation, const 
         ws);
 }
 
+void classifier(Address x, int batch, int h, int w, const PackedTaps& taps1,
+                const PackedMatrix& weight1, const PackedTaps& taps2, const PackedMatrix& weight2,
+                const PackedMatrix& last, std::array<float, 2> mid_act, std::array<float, 2> act,
+                Address y, int threads, Workspace& ws) {
+    run(weight1.kernels->classifier,
+        {pointer(x), batch, h, w, taps1.view(), weight1.view(), taps2.view(), weight2.view(),
+         last.view(), activation(mid_act), activation(act), pointer(y), &ws.pool(), threads,
+         nullptr},
+        ws);
+}
+
 void learning_to_downsample(const StemParams& stem, const PackedTaps& taps1,
                             const PackedMatrix& weight1, const PackedTaps& taps2,
                             const PackedMatrix& weight2, std::array<float, 2> mid_act,
@@ -343,12 +354,14 @@ void feature_fusion_int8(Address high, Address low, int batch, const Axis& rows,
 }
 
 py::dict device_info() {
-    py::list names, int8_names;
+    py::list names, bf16_names, int8_names;
     for (const Kernels* k : available_kernels()) names.append(k->name);
+    for (const Kernels* k : available_kernels_bf16()) bf16_names.append(k->name);
     for (const KernelsInt8* k : available_kernels_int8()) int8_names.append(k->name);
     py::dict info;
     info["cpu_int8_instruction_sets"] = int8_names;
     info["cpu_instruction_sets"] = names;
+    info["cpu_bf16_instruction_sets"] = bf16_names;
     info["cpu_instruction_set"] = find_kernels("").name;
     info["cpu_lanes"] = find_kernels("").lanes;
     info["cpu_threads"] = std::thread::hardware_concurrency();
@@ -391,6 +404,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("depthwise_conv", &depthwise_conv, unlocked);
     m.def("pointwise_conv", &pointwise_conv, unlocked);
     m.def("dsconv", &dsconv, unlocked);
+    m.def("classifier", &classifier, unlocked);
     m.def("learning_to_downsample", &learning_to_downsample, unlocked);
     m.def("inverted_residual", &inverted_residual, unlocked);
     m.def("pyramid_pool", &pyramid_pool, unlocked);

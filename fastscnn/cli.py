@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import fastscnn
 from fastscnn.arguments import USER_ERRORS, is_out_of_memory, one_line
+from fastscnn.benchmark.cli import add_benchmark_parser
 from fastscnn.checkpoints.cli import add_convert_parser
 from fastscnn.export.cli import add_export_parsers
 from fastscnn.info import add_info_parser
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         add_segment_parsers,
         add_serve_parser,
         add_info_parser,
+        add_benchmark_parser,
         add_convert_parser,
         add_export_parsers,
         add_quantize_parser,

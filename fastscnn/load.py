@@ -34,10 +34,13 @@ def load(
     `weights` is the name of a shipped checkpoint, a path (any layout and format that
     `read_checkpoint` knows), or None for fresh weights of the paper's network (19 classes unless
     `num_classes` says otherwise). `fused=False` gives the plain reference network. `device` is by
-    default the GPU if there is one. `fused_training` decides whether gradients come from fused
-    operations, too: None for the devices where that pays off, False for the reference's own
-    mathematics bit for bit. To fine-tune on another number of classes, build
-    `load(None, num_classes=N)` and give it to `load_backbone`.
+    default the GPU if there is one. With `dtype=torch.bfloat16` a fused model on a CPU keeps its
+    parameters float32 and rounds where it multiplies (`FusedFastSCNN.cpu_products`).
+    `fused_training` decides whether gradients come from fused operations, too: None for the
+    devices where that pays off, False for the reference's own mathematics bit for bit.
+
+    To fine-tune on another number of classes, build `load(None, num_classes=N)` and give it to
+    `load_backbone`.
 
     Raises FileNotFoundError, CheckpointError or ValueError, each naming the fix.
     """
@@ -61,6 +64,9 @@ def load(
         model.load_state_dict(found.state)
         model.card = found.card
         _check_ranges(found)
+    if fused and place.type == "cpu" and dtype == torch.bfloat16:
+        assert isinstance(model, FusedFastSCNN)
+        model.cpu_products, dtype = dtype, torch.float32
     return model.eval().to(place, dtype)
 
 

@@ -26,7 +26,8 @@ def device_info() -> dict[str, Any]:
     """What the build contains and the machine offers.
 
     Keys: cpu_instruction_sets (available, best first), cpu_instruction_set (chosen), cpu_lanes
-    (floats in a vector), cpu_int8_instruction_sets (likewise), cpu_threads, cuda_built,
+    (floats in a vector), cpu_bf16_instruction_sets and cpu_int8_instruction_sets (likewise; of
+    bfloat16 there may be none), cpu_threads, cuda_built,
     cuda_runtime_version, cuda_driver_version, cuda_devices (0 without a driver).
     """
     info: dict[str, Any] = load().device_info()

@@ -163,6 +163,19 @@ def dsconv(
     return y if head is None else pointwise_conv(y, *head)
 
 
+def classifier(
+    x: Tensor,
+    dsconv1: Sequence[Tensor],
+    dsconv2: Sequence[Tensor],
+    head: tuple[Tensor, Tensor],
+    *,
+    mid_activation: str = "none",
+) -> Tensor:
+    """Two DSConvs (their four tensors each) and a 1x1 to class scores."""
+    y = dsconv(x, *dsconv1, mid_activation=mid_activation)
+    return dsconv(y, *dsconv2, mid_activation=mid_activation, head=head)
+
+
 def inverted_residual(
     x: Tensor,
     expand_weight: Tensor,

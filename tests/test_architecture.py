@@ -42,10 +42,11 @@ def test_one_direction(layer: str) -> None:
 #: The rooms of fastscnn/, each above those that it may import: a folder, or a file of that name.
 ROOMS = (
     *("classes", "arguments", "network", "checkpoints", "media", "inference"),
-    *("load", "info", "quantize", "export", "predict", "training", "service", "cli", "__main__"),
+    *("load", "info", "quantize", "export", "benchmark"),
+    *("predict", "training", "service", "cli", "__main__"),
 )
 #: `import fastscnn` itself, which knows all of inference, is for the rooms above it.
-ABOVE_THE_PACKAGE = ("export", "predict", "training", "service", "cli", "__main__")
+ABOVE_THE_PACKAGE = ROOMS[ROOMS.index("export") :]
 
 
 def modules(path: Path) -> set[str]:

@@ -19,6 +19,7 @@ struct DepthwiseRow {
     float* y;          // [pixels, y_stride]: pixel 0 is output column `begin`
     int64_t y_stride;  // floats between pixels
     Activation act;
+    bool in_steps;  // y in steps of a product (gemm.h): whole vectors, y_stride of floats all the same
 };
 
 // Output columns begin .. end - 1 of a row.

@@ -14,6 +14,7 @@ struct Worker {
     float* mid;    // [kRun, channels]
     float* zero;   // a pixel of zeros
     int64_t row_floats;
+    int pitch;  // floats between upsampled pixels
 
     // Samples row y of the upsampled map.
     void upsample(const float* low, int y, float* to) {
@@ -22,7 +23,7 @@ struct Worker {
         const float* top = low + ry.index[y] * source;
         const float* bottom = ry.index[y] + 1 < ry.in ? top + source : top;
         for (int64_t i = 0; i < source; ++i) blend[i] = ry.w0[y] * top[i] + ry.w1[y] * bottom[i];
-        for (int x = 0; x < cx.out; ++x, to += channels) {
+        for (int x = 0; x < cx.out; ++x, to += pitch) {
             const float* left = blend + int64_t(cx.index[x]) * channels;
             const float* right = cx.index[x] + 1 < cx.in ? left + channels : left;
             const float w0 = cx.w0[x], w1 = cx.w1[x];
@@ -33,8 +34,8 @@ struct Worker {
     // Output row y, with the rows of the low branch in d.
     void fuse(DepthwiseRow& d, const float* high, float* out) {
         const int width = p.cols.out, outs = p.low_weight.out;
-        d.y = mid;
-        d.y_stride = channels;
+        to_product(d, mid, pitch_of(channels));
+        if (!p.taps.data) d.in_steps = false, d.y_stride = channels;
         for (int x = 0; x < width; x += kRun) {
             const int n = width - x < kRun ? width - x : kRun;
             float* to = out + int64_t(x) * outs;
@@ -44,10 +45,13 @@ struct Worker {
             if (p.taps.data) {
                 depthwise_row(d, x, x + n);
             } else {
-                const float* from = d.row[1] + int64_t(x) * channels;
-                for (int i = 0; i < n * channels; ++i) mid[i] = from[i] < 0.f ? 0.f : from[i];
+                const float* from = d.row[1] + int64_t(x) * pitch;
+                for (int i = 0; i < n; ++i)
+                    for (int c = 0; c < channels; ++c)
+                        mid[i * channels + c] = from[i * pitch + c] < 0.f ? 0.f : from[i * pitch + c];
             }
-            Gemm g = matrix_product(p.low_weight, mid, to, outs, kRelu);
+            Gemm g = product_of(d, p.low_weight, to, outs, kRelu);
+            g.in_steps = d.in_steps;
             g.add = to;
             g.add_stride = outs;
             gemm(g, n);
@@ -63,9 +67,10 @@ struct Worker {
 int64_t feature_fusion(const FeatureFusionParams& p) {
     const int channels = p.low_weight.k, height = p.rows.out, width = p.cols.out;
     const int step = p.taps.data ? p.dilation : 1;
-    const int64_t row_floats = padded(int64_t(width) * channels);
+    const int pitch = spread(channels);
+    const int64_t row_floats = padded(int64_t(width) * pitch);
     const int64_t blend = padded(int64_t(p.cols.in) * channels);
-    const int64_t mid = padded(int64_t(kRun) * channels);
+    const int64_t mid = padded(int64_t(kRun) * pitch_of(channels));
     const int64_t zero = padded(pitch_of(channels));
     const int64_t thread_floats = blend + 3 * row_floats + mid + zero;
     if (!p.scratch) return p.threads * thread_floats;
@@ -80,7 +85,8 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
                  arena.take(3 * row_floats),
                  arena.take(mid),
                  arena.take(zero),
-                 row_floats};
+                 row_floats,
+                 pitch};
         fill_zero(w.zero, zero);
         const int n = unit / (classes * runs), first = unit / runs % classes;
         const Share run(strided(height - first, step), unit % runs, runs);
@@ -93,7 +99,7 @@ int64_t feature_fusion(const FeatureFusionParams& p) {
             DepthwiseRow d = depthwise(p.taps, width, 1, p.dilation, kRelu);
             for (int ky = 0; ky < 3; ++ky) {
                 const int j = i + ky - 1;
-                set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, channels, first + j * step,
+                set_row(d, ky, w.rows + (j + 3) % 3 * row_floats, pitch, first + j * step,
                         height, w.zero);
             }
             const int64_t row = int64_t(n) * height + first + i * step;

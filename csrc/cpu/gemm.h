@@ -16,12 +16,25 @@ constexpr int kMaxVecs = 2;
 constexpr int tile_pixels(int vecs) { return vecs == 2 ? 6 : 8; }
 #endif
 
+// Inputs that a step of the product takes: one float, or where the CPU multiplies bfloat16 a pair of
+// them. A pair is kept where a float would be: the same loads and broadcasts move both.
+#if defined(__AVX512BF16__)
+constexpr int kStep = 2;
+#else
+constexpr int kStep = 1;
+#endif
+constexpr int steps(int k) { return (k + kStep - 1) / kStep; }
+
 // Rows are worked on in runs of this many pixels, so that a run stays in the L1 cache from one
 // stage of a fused block to the next. A multiple of every tile_pixels.
 constexpr int kRun = 48;
 
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 constexpr int pitch_of(int channels) { return round_up(channels, kLanes); }
+
+// Floats between the pixels of rows whose neighbours are read a vector of channels at a time: not a
+// power of two, so that they fall into all sets of L1.
+constexpr int spread(int channels) { return pitch_of(channels) + kLanes; }
 
 // Output channels come in panels of up to kMaxVecs vectors, as equal as possible. A panel holds its
 // weights as [k][vectors of the panel]; missing channels of the last vector are zeros.
@@ -39,8 +52,8 @@ struct Gemm {
     int k;               // inputs per segment and pixel
     int64_t x_stride;    // floats between pixels
     const float* w;      // packed weights
-    int w_k;             // rows of a panel, >= segments * k
-    int k_begin;         // first row of every panel to use
+    int w_steps;         // of a panel, >= segments * steps(k)
+    int k_begin;         // first input of every panel to use, a multiple of kStep
     const float* bias;   // [padded channels]: where the sum starts, or null
     const float* add;    // [pixels, add_stride]: added at the start, or null
     int64_t add_stride;  // floats between pixels
@@ -48,6 +61,7 @@ struct Gemm {
     int64_t y_stride;    // floats between pixels
     int channels;        // output channels that may be written
     Activation act;
+    bool in_steps;  // x holds steps already, not floats; what lies behind an odd k is finite
 };
 
 // Panels first .. last - 1 for `pixels` pixels; g.y, g.bias and g.add are those of channel 0.
@@ -61,7 +75,7 @@ FASTSCNN_INLINE Gemm matrix_product(const Matrix& w, const float* x, float* y, i
             w.k,
             w.k,
             w.data,
-            w.k,
+            steps(w.k),
             0,
             w.bias,
             nullptr,
@@ -69,7 +83,16 @@ FASTSCNN_INLINE Gemm matrix_product(const Matrix& w, const float* x, float* y, i
             y,
             y_stride,
             w.out,
-            act};
+            act,
+            false};
+}
+
+// Makes g the product of a 3x3 convolution: rows of k inputs from g.x[0..2].
+FASTSCNN_INLINE void three_rows(Gemm& g, int k, int64_t x_stride) {
+    g.segments = 3;
+    g.k = k;
+    g.w_steps = 3 * steps(k);
+    g.x_stride = x_stride;
 }
 
 FASTSCNN_INLINE void gemm(const Gemm& g, int pixels) {

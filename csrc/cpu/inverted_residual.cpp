@@ -7,6 +7,7 @@ namespace {
 
 // Hidden channels that are in work at a time.
 constexpr int kChunk = 128;
+constexpr int kPitch = spread(kChunk);  // floats between pixels
 constexpr int kChunkPanels = kChunk / (kMaxVecs * kLanes);
 
 // Hidden maps up to this many floats (2 MB) may exist as a whole, in the caches.
@@ -36,12 +37,12 @@ struct Hidden {
 struct Worker {
     const InvertedResidualParams& p;
     const Panels& panels;
-    float* mid;   // [kRun, kChunk]
+    float* mid;   // [kRun, kPitch]
     float* zero;  // a pixel of zeros
 
     void expand(const Chunk& c, const float* image, int y, const Hidden& hidden) const {
         Gemm g =
-            matrix_product(p.expand, image + int64_t(y) * p.w * p.expand.k, nullptr, kChunk, p.act);
+            matrix_product(p.expand, image + int64_t(y) * p.w * p.expand.k, nullptr, kPitch, p.act);
         g.channels = pitch_of(p.expand.out);  // padding becomes act(0) = 0
         g.y = hidden.row(y) - c.first;
         gemm(g, panels, c.begin, c.end, p.w);
@@ -54,20 +55,18 @@ struct Worker {
         d.w += c.first;
         d.bias += c.first;
         d.channels = c.count;
-        d.y = mid;
-        d.y_stride = kChunk;
+        to_product(d, mid, kPitch);
         for (int ky = 0; ky < 3; ++ky) {
             const int row = y * p.stride + ky - 1;
-            set_row(d, ky, hidden.row(row < 0 ? 0 : row), kChunk, row, p.h, zero);
+            set_row(d, ky, hidden.row(row < 0 ? 0 : row), kPitch, row, p.h, zero);
         }
         for (int x = 0; x < out_w; x += kRun) {
             const int n = out_w - x < kRun ? out_w - x : kRun;
             depthwise_row(d, x, x + n);
             float* to = out + int64_t(x) * p.project.out;
-            Gemm g = matrix_product(p.project, mid, to, p.project.out, kNone);
+            Gemm g = product_of(d, p.project, to, p.project.out, kNone);
             g.k = c.first + c.count < p.project.k ? c.count : p.project.k - c.first;
             g.k_begin = c.first;
-            g.x_stride = kChunk;
             g.add_stride = p.project.out;
             if (c.first > 0) {
                 g.bias = nullptr;
@@ -97,10 +96,10 @@ int64_t inverted_residual(const InvertedResidualParams& p) {
     const int chunks = (panels.count + kChunkPanels - 1) / kChunkPanels;
     const int per_image = (p.threads + p.batch - 1) / p.batch;
     const int bands = out_h < per_image ? out_h : per_image;
-    const int64_t row_floats = int64_t(p.w) * kChunk, chunk_floats = p.h * row_floats;
+    const int64_t row_floats = int64_t(p.w) * kPitch, chunk_floats = p.h * row_floats;
     const int64_t whole_floats = p.batch * chunks * chunk_floats;
     const bool whole = bands > 1 && whole_floats <= kWhole;
-    const int64_t ring = whole ? 0 : padded(3 * row_floats), mid = padded(kRun * kChunk);
+    const int64_t ring = whole ? 0 : padded(3 * row_floats), mid = padded(kRun * kPitch);
     const int64_t thread_floats = ring + mid + kChunk;
     if (!p.scratch) return p.threads * thread_floats + (whole ? whole_floats : 0);
 

@@ -8,6 +8,9 @@ namespace fastscnn {
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -40,9 +43,19 @@ std::vector<const Kernels*> available_kernels() {
     return found;
 }
 
+std::vector<const Kernels*> available_kernels_bf16() {
+#if defined(__x86_64__)
+    if (available_kernels()[0] == &avx512::kernels && __builtin_cpu_supports("avx512bf16"))
+        return {&avx512bf16::kernels};
+#endif
+    return {};
+}
+
 const Kernels& find_kernels(const std::string& name) {
     std::string names;
-    for (const Kernels* k : available_kernels()) {
+    std::vector<const Kernels*> all = available_kernels();
+    for (const Kernels* k : available_kernels_bf16()) all.push_back(k);
+    for (const Kernels* k : all) {
         if (name.empty() || name == k->name) return *k;
         names += (names.empty() ? "" : ", ") + std::string(k->name);
     }

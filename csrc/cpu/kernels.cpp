@@ -10,6 +10,7 @@ int64_t stem_conv(const StemParams&);
 int64_t depthwise_conv(const DepthwiseParams&);
 int64_t pointwise_conv(const PointwiseParams&);
 int64_t dsconv(const DsconvParams&);
+int64_t classifier(const ClassifierParams&);
 int64_t learning_to_downsample(const DownsampleParams&);
 int64_t inverted_residual(const InvertedResidualParams&);
 int64_t pyramid_pool(const PyramidPoolParams&);
@@ -25,18 +26,36 @@ void argmax_head(const ArgmaxHeadParams&);
 void overlay(const OverlayParams&);
 int64_t resize_frame(const ResizeFrameParams&);
 
+// The inputs of a step as they are kept.
+static float one_step(const float* values) {
+    float step = values[0];
+#if defined(__AVX512BF16__)
+    const uint32_t pair = bfloat16(values[0]) | uint32_t(bfloat16(values[1])) << 16;
+    std::memcpy(&step, &pair, sizeof step);
+#endif
+    return step;
+}
+
 static int64_t pack_matrix(const float* weight, const float* bias, int out, int inputs, int taps,
                            float* to) {
-    const int pitch = pitch_of(out), k = inputs * taps;
-    const int64_t floats = int64_t(pitch) * (k + 1);
+    // A 3x3 convolution is three rows of inputs, each in whole steps.
+    const int pitch = pitch_of(out), rows = taps == 9 ? 3 : 1, k = inputs * taps / rows;
+    const int64_t floats = int64_t(pitch) * (rows * steps(k) + 1);
     if (!to) return floats;
     const Panels panels(out);
     for (int i = 0; i < panels.count; ++i) {
         const int begin = panels.begin(i) * kLanes, end = panels.begin(i + 1) * kLanes;
-        for (int tap = 0; tap < taps; ++tap)
-            for (int c = 0; c < inputs; ++c)
-                for (int o = begin; o < end; ++o)
-                    *to++ = o < out ? weight[(int64_t(o) * inputs + c) * taps + tap] : 0.f;
+        for (int row = 0; row < rows; ++row)
+            for (int step = 0; step < steps(k); ++step)
+                for (int o = begin; o < end; ++o, ++to) {
+                    float values[kStep] = {};
+                    for (int i = 0; i < kStep; ++i) {
+                        const int at = step * kStep + i, tap = row * 3 + at / inputs;
+                        if (o < out && at < k)
+                            values[i] = weight[(int64_t(o) * inputs + at % inputs) * taps + tap];
+                    }
+                    *to = one_step(values);
+                }
     }
     for (int o = 0; o < pitch; ++o) *to++ = o < out ? bias[o] : 0.f;
     return floats;
@@ -53,6 +72,7 @@ const Kernels kernels = {
     depthwise_conv,
     pointwise_conv,
     dsconv,
+    classifier,
     learning_to_downsample,
     inverted_residual,
     pyramid_pool,

@@ -167,6 +167,21 @@ struct DsconvParams {
     float* scratch;
 };
 
+struct ClassifierParams {
+    const float* x;  // [batch, h, w, taps1.channels]
+    int batch, h, w;
+    Taps taps1;
+    Matrix weight1;
+    Taps taps2;
+    Matrix weight2;
+    Matrix last;  // a 1x1 without activation behind it
+    Activation mid_act, act;
+    float* y;  // [batch, h, w, last.out]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
 struct DownsampleParams {
     StemParams stem;  // its y, pool, threads and scratch are not used
     Taps taps1;
@@ -325,6 +340,7 @@ struct Kernels {
     int64_t (*depthwise_conv)(const DepthwiseParams&);
     int64_t (*pointwise_conv)(const PointwiseParams&);
     int64_t (*dsconv)(const DsconvParams&);
+    int64_t (*classifier)(const ClassifierParams&);
     int64_t (*learning_to_downsample)(const DownsampleParams&);
     int64_t (*inverted_residual)(const InvertedResidualParams&);
     int64_t (*pyramid_pool)(const PyramidPoolParams&);

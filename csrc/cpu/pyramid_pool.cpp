@@ -143,9 +143,7 @@ void convolve_row(const PyramidPoolParams& p, const Memory& m, int n, int y) {
     const int64_t row_floats = int64_t(p.w + 2) * channels;
     const int64_t at = (int64_t(n) * p.h + y) * p.w;
     Gemm g = matrix_product(p.join, nullptr, p.y + at * outs, outs, kRelu);
-    g.segments = 3;
-    g.k = 3 * channels;
-    g.x_stride = channels;
+    three_rows(g, 3 * channels, channels);
     for (int ky = 0; ky < 3; ++ky)
         g.x[ky] = m.joined + (int64_t(n) * (p.h + 2) + y + ky) * row_floats;
     gemm(g, p.w);

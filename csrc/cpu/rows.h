@@ -67,20 +67,34 @@ FASTSCNN_INLINE void set_row(DepthwiseRow& d, int ky, const float* row, int64_t 
 FASTSCNN_INLINE DepthwiseRow depthwise(const Taps& taps, int width, int stride, int dilation,
                                        Activation act) {
     return {{},         {},     width,    taps.channels, taps.data,  taps.bias,
-            taps.pitch, stride, dilation, nullptr,       taps.pitch, act};
+            taps.pitch, stride, dilation, nullptr,       taps.pitch, act,       false};
+}
+
+// Lets d write what a product reads next, [kRun, pitch] at most, into `mid`.
+FASTSCNN_INLINE void to_product(DepthwiseRow& d, float* mid, int pitch) {
+    d.y = mid;
+    d.y_stride = pitch / kStep;
+    d.in_steps = true;
+}
+
+// The product that reads it.
+FASTSCNN_INLINE Gemm product_of(const DepthwiseRow& d, const Matrix& w, float* y, int64_t y_stride,
+                                Activation act) {
+    Gemm g = matrix_product(w, d.y, y, y_stride, act);
+    g.x_stride = d.y_stride;
+    g.in_steps = true;
+    return g;
 }
 
 // Depthwise, then pointwise for output columns begin .. end - 1, run by run; `mid` holds kRun
 // pixels and stays in L1. `y` is column `begin`.
 FASTSCNN_INLINE void dsconv_row(DepthwiseRow d, const Matrix& w, Activation act, int begin, int end,
                                 float* mid, float* y, int64_t y_stride) {
-    d.y = mid;
+    to_product(d, mid, d.w_pitch);
     for (int x = begin; x < end; x += kRun, y += kRun * y_stride) {
         const int n = end - x < kRun ? end - x : kRun;
         depthwise_row(d, x, x + n);
-        Gemm g = matrix_product(w, mid, y, y_stride, act);
-        g.x_stride = d.y_stride;
-        gemm(g, n);
+        gemm(product_of(d, w, y, y_stride, act), n);
     }
 }
 

@@ -58,6 +58,16 @@ FASTSCNN_INLINE void store_first(float* p, V v, int n) {
     std::memcpy(p, &v, n * sizeof(float));
 }
 
+// Keeps a compiler from loading v anew for each of its uses.
+FASTSCNN_INLINE Vec in_register(Vec v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__AVX2__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
 // The second operand where one is NaN, like the machine's own instruction.
 template <class V>
 FASTSCNN_INLINE V max(V a, V b) {
@@ -73,6 +83,13 @@ FASTSCNN_INLINE float max_of(Short v) {
     float best = v[0];
     for (int i = 1; i < kShort; ++i) best = v[i] > best ? v[i] : best;
     return best;
+}
+
+// The nearest bfloat16, ties to even; finite values only.
+FASTSCNN_INLINE uint16_t bfloat16(float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // Bit i is the sign of lane i: turns a comparison into a set.

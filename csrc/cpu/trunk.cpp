@@ -1,5 +1,6 @@
 // The trunk in float32 and in int8.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -57,11 +58,15 @@ class FloatTrunk : public Trunk {
                                         call.scratch});
     }
 
-    int64_t dsconv(int i, Map x, const PackedMatrix* last, float* y, Call call) const override {
-        return kernels_.dsconv({x.data, x.batch, x.h, x.w, 1, 1, dsconvs_[i].taps.view(), mid_act_,
-                                dsconvs_[i].weight.view(), kReluActivation,
-                                last ? last->view() : Matrix{}, y, call.pool, call.threads,
-                                call.scratch});
+    bool needs_between() const override { return false; }
+
+    int64_t classifier(Map x, float*, const PackedMatrix& last, float* y,
+                       Call call) const override {
+        const Dsconv &first = dsconvs_[0], &second = dsconvs_[1];
+        return kernels_.classifier({x.data, x.batch, x.h, x.w, first.taps.view(),
+                                    first.weight.view(), second.taps.view(), second.weight.view(),
+                                    last.view(), mid_act_, kReluActivation, y, call.pool,
+                                    call.threads, call.scratch});
     }
 
   private:
@@ -177,11 +182,13 @@ class Int8Trunk : public Trunk {
                                         call.threads, call.scratch});
     }
 
-    int64_t dsconv(int i, Map x, const PackedMatrix* last, float* y, Call call) const override {
-        const Dsconv& d = dsconvs_[i];
-        return kernels_.dsconv({x.data, x.batch, x.h, x.w, d.in, d.taps.view(), d.weight.view(),
-                                kReluActivation, last ? last->view() : Matrix{}, y, call.pool,
-                                call.threads, call.scratch});
+    bool needs_between() const override { return true; }
+
+    int64_t classifier(Map x, float* between, const PackedMatrix& last, float* y,
+                       Call call) const override {
+        const Map middle{between, x.batch, x.h, x.w};
+        const int64_t first = dsconv(0, x, Matrix{}, between, call);
+        return std::max(first, dsconv(1, middle, last.view(), y, call));
     }
 
   private:
@@ -196,6 +203,12 @@ class Int8Trunk : public Trunk {
         PackedTapsInt8 taps;
         PackedMatrixInt8 weight;
     };
+    int64_t dsconv(int i, Map x, Matrix last, float* y, Call call) const {
+        const Dsconv& d = dsconvs_[i];
+        return kernels_.dsconv({x.data, x.batch, x.h, x.w, d.in, d.taps.view(), d.weight.view(),
+                                kReluActivation, last, y, call.pool, call.threads, call.scratch});
+    }
+
     const KernelsInt8& kernels_;
     std::vector<Block> blocks_;
     std::vector<Dsconv> dsconvs_;

@@ -49,8 +49,11 @@ class Trunk {
     // Both maps to y; behind a dense first convolution, only its ReLU is left of it.
     virtual int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
                            Call call) const = 0;
-    // DSConv i of the classifier's two, with a 1x1 `last` behind it if there is one.
-    virtual int64_t dsconv(int i, Map x, const PackedMatrix* last, float* y, Call call) const = 0;
+    // Both DSConvs and the 1x1 `last`, from x to scores y; `between` is a map like x, or null where
+    // none is needed.
+    virtual int64_t classifier(Map x, float* between, const PackedMatrix& last, float* y,
+                               Call call) const = 0;
+    virtual bool needs_between() const = 0;
 };
 
 std::unique_ptr<Trunk> make_float_trunk(const NetworkConfig& config, const Convs& convs,

@@ -20,6 +20,7 @@ from fastscnn.inference.stream import overlapped
 from fastscnn.network.model import MIN_SIZE, FastSCNN
 from fastscnn_kernels import composition
 from fastscnn_kernels.cpu import int8 as cpu_int8
+from fastscnn_kernels.cpu import pack as cpu_pack
 
 Size = tuple[int, int]
 Results = dict[str, Tensor]
@@ -204,6 +205,9 @@ def build_runtime(model: FastSCNN, kernels: str = "auto") -> Any:
         raise ValueError(f"kernels={kernels!r}: the model is on {device}, expected an NVIDIA GPU")
     if device.type != "cpu":
         raise ValueError(f"the model is on {device}: expected the CPU or an NVIDIA GPU")
+    if getattr(model, "cpu_products", torch.float32) == torch.bfloat16:
+        isa = cpu_pack.bf16_instruction_set()
+        return CpuRuntime(fold(model), model.config, model.num_classes, isa=isa)
     ranges = model.card.ranges if model.card and cpu_int8.pays() else None
     return CpuRuntime(fold(model), model.config, model.num_classes, ranges=ranges)
 

@@ -106,12 +106,29 @@ class FusedFastSCNN(FastSCNN):
     `.to()`. A write through `.data` cannot be seen: call `refold()` after it. The structure is
     that of `config`; attributes of inner layers (eps, dilation) are not to be changed by hand.
 
+    `cpu_products = torch.bfloat16` (as `fastscnn.load(dtype=...)` sets it on a CPU) lets float32
+    inference on a CPU with AVX512-BF16 round the inputs and weights of dense convolutions to
+    bfloat16; sums, maps and parameters stay float32. Other CPUs ignore it.
+
     Where the card has `ranges` (`fastscnn quantize`), float32 inference on a CPU with AVX-512 runs
     its trunk in int8. The ranges are those of the weights that were loaded: `train()` and
-    `load_state_dict` drop them.
+    `load_state_dict` drop them. With products of bfloat16 they are not used.
     """
 
     _folded: _Folded | None = None
+    _cpu_products = torch.float32
+
+    @property
+    def cpu_products(self) -> torch.dtype:
+        """What dense convolutions on a CPU multiply: torch.float32 or torch.bfloat16."""
+        return self._cpu_products
+
+    @cpu_products.setter
+    def cpu_products(self, dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"cpu_products={dtype}: expected torch.float32 or torch.bfloat16")
+        self._cpu_products = dtype
+        self.refold()
 
     def __init__(self, *args: Any, fused_training: bool | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -2,9 +2,10 @@
 
 They take float32 tensors on the CPU. Two keywords are added to the twins': `threads` (default:
 torch's setting; the result does not depend on it, to the bit) and `isa`, the instruction set (""
-is the machine's best; `extension.device_info()` lists them). Inputs that are not channels_last are
+is the machine's best of float32; `extension.device_info()` lists them, and those whose dense
+convolutions round inputs and weights to bfloat16). Inputs that are not channels_last are
 copied into that layout; outputs are channels_last where not said otherwise. Other dtypes raise
-TypeError: half precision is slower than float32 on nearly every CPU. Weights are packed in every
+TypeError. Weights are packed in every
 call; who runs a network packs them once (`cpu_pack`, as `fastscnn.inference.cpu_runtime` does).
 
 Every operation raises TypeError or ValueError that names the argument and what was expected.
@@ -38,6 +39,7 @@ __all__ = [
     "argmax_head",
     "batch_norm",
     "batch_norm_backward",
+    "classifier",
     "colorize",
     "cross_entropy_head_backward",
     "cross_entropy_head_map",
@@ -172,6 +174,37 @@ def dsconv(
         pack.matrix(op, "pointwise_", pointwise_weight, pointwise_bias, isa),
         *(pack.bounds(op, "activation", activation), last, y.data_ptr()),
         *(pack.check_threads(op, threads), pack.workspace()),
+    )
+    return y
+
+
+def classifier(
+    x: Tensor,
+    dsconv1: Sequence[Tensor],
+    dsconv2: Sequence[Tensor],
+    head: tuple[Tensor, Tensor],
+    *,
+    mid_activation: str = "none",
+    threads: int | None = None,
+    isa: str = "",
+) -> Tensor:
+    """Two DSConvs and a 1x1 to class scores in one pass: the map between them stays in L2."""
+    ext, op = extension.load(), "classifier"
+    x = pack.nhwc(op, "x", x, dsconv1[0].shape[0])
+    channels, packed = x.shape[1], []
+    for i, d in enumerate((dsconv1, dsconv2), 1):
+        pack.check_same(op, f"dsconv{i}'s depthwise channels", d[0].shape[0], channels)
+        pack.check_same(op, f"dsconv{i}'s pointwise inputs", d[2].shape[1], channels)
+        channels = d[2].shape[0]
+        packed.append(pack.taps(op, f"dsconv{i} depthwise_", d[0], d[1], isa))
+        packed.append(pack.matrix(op, f"dsconv{i} pointwise_", d[2], d[3], isa))
+    pack.check_same(op, "head weight's inputs", head[0].shape[1], channels)
+    n, _, h, w = x.shape
+    y = pack.empty_nhwc(n, head[0].shape[0], h, w)
+    ext.classifier(
+        *(x.data_ptr(), n, h, w, *packed, pack.matrix(op, "head ", *head, isa)),
+        *(pack.bounds(op, "mid_activation", mid_activation), pack.ACTIVATIONS["relu"]),
+        *(y.data_ptr(), pack.check_threads(op, threads), pack.workspace()),
     )
     return y
 

@@ -33,6 +33,13 @@ def workspace() -> Any:
     return _workspaces.one
 
 
+def bf16_instruction_set() -> str:
+    """That whose dense convolutions multiply bfloat16 and sum float32, or "" (the best of float32)
+    where the CPU has none that is faster."""
+    names: list[str] = extension.device_info()["cpu_bf16_instruction_sets"]
+    return names[0] if names else ""
+
+
 def bounds(op: str, argument: str, activation: str) -> Bounds:
     """Bounds of an activation by name."""
     if activation not in ACTIVATIONS:

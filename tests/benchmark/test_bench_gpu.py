@@ -23,10 +23,10 @@ import gpu_supervisor
 import gpu_table
 import gpu_worker
 import tune_triton
-from cpu_providers import Unavailable
 from gpu_supervisor import Supervisor
 
 import fastscnn
+from fastscnn.benchmark.provider import Unavailable
 from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn_kernels.triton import tiles

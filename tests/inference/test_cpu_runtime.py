@@ -235,7 +235,7 @@ def test_steps_are_the_frame() -> None:
     names = [name for name, _ in run.steps(frame)]
     assert names[0] == "learning_to_downsample"
     assert names[-1] == "argmax_head"
-    assert len(names) == 1 + 9 + 1 + 2 + 2 + 1
+    assert len(names) == 1 + 9 + 1 + 2 + 1 + 1
 
 
 def test_bad_input_is_named() -> None:

@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from networks import pair
 from torch import nn
 
+import fastscnn
 from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.media.frames import read_image
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
+from fastscnn_kernels.extension import device_info
 
 
 def assert_same(ours: torch.Tensor, exact: torch.Tensor, tolerance: float = 1e-4) -> None:
@@ -293,6 +296,43 @@ def test_what_only_the_reference_can_do() -> None:
         mode = torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
             assert fused(torch.empty(1, 3, 64, 64)).shape == (1, 7, 64, 64)
+
+
+BF16 = bool(device_info()["cpu_bf16_instruction_sets"])
+
+
+def test_bfloat16_on_a_cpu_keeps_parameters_and_rounds_products() -> None:
+    model = fastscnn.load(device="cpu", dtype=torch.bfloat16)
+    exact = fastscnn.load(device="cpu")
+    x = model.preprocess(torch.randint(0, 256, (128, 192, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        values, truth = model(x), exact(x)
+        assert next(model.parameters()).dtype == x.dtype == values.dtype == torch.float32
+        difference = (values - truth).abs().max() / (truth.max() - truth.min())
+        assert 1e-4 < difference < 0.05 if BF16 else difference == 0
+        copied = copy.deepcopy(model)
+        assert torch.equal(copied(x), values)
+        assert isinstance(copied, FusedFastSCNN)
+        copied.cpu_products = torch.float32
+        assert torch.equal(copied(x), truth)
+
+
+def test_bfloat16_without_its_instructions_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastscnn_kernels.cpu.pack.bf16_instruction_set", lambda: "")
+    frame = torch.randint(0, 256, (128, 192, 3), dtype=torch.uint8)
+    half, exact = (fastscnn.load(device="cpu", dtype=d) for d in (torch.bfloat16, None))
+    assert torch.equal(half.segment(frame), exact.segment(frame))
+
+
+@pytest.mark.skipif(not BF16, reason="this CPU does not multiply bfloat16")
+def test_bfloat16_labels_of_street_frames(data_dir: Path) -> None:
+    """99.5 % of the labels of float32, over all frames."""
+    half, exact = (fastscnn.load(device="cpu", dtype=d) for d in (torch.bfloat16, None))
+    same = []
+    for file in sorted((data_dir / "street" / "images").iterdir()):
+        frame = read_image(file)
+        same.append((half.segment(frame) == exact.segment(frame)).mean())
+    assert 0.995 < sum(same) / len(same) < 1
 
 
 def test_writes_to_inference_tensors_are_seen() -> None:

@@ -15,6 +15,8 @@ from fastscnn_kernels.cpu import operations as cpu
 from fastscnn_kernels.extension import device_info
 
 ISAS = device_info()["cpu_instruction_sets"]
+#: Float32 outside, bfloat16 in the products; judged as bfloat16.
+BF16_ISAS = device_info()["cpu_bf16_instruction_sets"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # 1x1: every tap but one is padding; 7x13: no multiple of any tile; 33x65: several runs, odd.
@@ -35,20 +37,27 @@ def _poisoned() -> Iterator[None]:
 
 def check(name: str, *args: Any, **options: Any) -> None:
     """Compares `cpu.name`, compiled for every instruction set of this machine, with its twin."""
-    twin = getattr(reference, name)
+    twin, ours = getattr(reference, name), getattr(cpu, name)
     exact, torch32 = twin(*_double(args), **_double(options)), twin(*args, **options)
     for isa in ISAS:
-        assert_close(getattr(cpu, name)(*args, **options, threads=2, isa=isa), exact, torch32)
+        assert_close(ours(*args, **options, threads=2, isa=isa), exact, torch32)
+    for isa in BF16_ISAS:
+        half = twin(*_cast(args, torch.bfloat16), **_cast(options, torch.bfloat16))
+        assert_close(ours(*args, **options, threads=2, isa=isa).bfloat16(), exact, half)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype).contiguous() if value.is_floating_point() else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(v, dtype) for v in value)
+    if isinstance(value, dict):
+        return {k: _cast(v, dtype) for k, v in value.items()}
+    return value
 
 
 def _double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double().contiguous() if value.is_floating_point() else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_double(v) for v in value)
-    if isinstance(value, dict):
-        return {k: _double(v) for k, v in value.items()}
-    return value
+    return _cast(value, torch.float64)
 
 
 def tensor(n: int, c: int, h: int, w: int) -> Tensor:
@@ -99,6 +108,10 @@ def test_stem_conv(padding: int | str, size: tuple[int, int]) -> None:
     torch32 = reference.stem_conv(frame, weight, bias, **options)
     for isa in ISAS:
         assert_close(cpu.stem_conv(frame, weight, bias, **options, isa=isa), twin, torch32)
+    half = reference.stem_conv(frame, *_cast((weight, bias), torch.bfloat16), **options)
+    for isa in BF16_ISAS:
+        ours = cpu.stem_conv(frame, weight, bias, **options, isa=isa)
+        assert_close(ours.bfloat16(), twin, half.bfloat16())
     check("stem_conv", tensor(3, 3, *size), weight, bias, **options)
 
 
@@ -109,6 +122,18 @@ def test_dsconv(inputs: int, outputs: int, stride: int, mid: str, size: tuple[in
     weights = (*depthwise(inputs), *dense(outputs, inputs))
     options = {"stride": stride, "mid_activation": mid}
     check("dsconv", tensor(2, inputs, *size), *weights, **options)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("inputs", "middle", "classes"), [(128, 128, 19), (30, 19, 3)])
+@pytest.mark.parametrize("mid", ["none", "relu"])
+def test_classifier(
+    inputs: int, middle: int, classes: int, mid: str, size: tuple[int, int]
+) -> None:
+    first = (*depthwise(inputs), *dense(middle, inputs))
+    second = (*depthwise(middle), *dense(inputs, middle))
+    x = tensor(2, inputs, *size)
+    check("classifier", x, first, second, dense(classes, inputs), mid_activation=mid)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -1,0 +1,154 @@
+"""Ways to run the network on a CPU: equal labels, one clock, honest skips; runs are compared by
+ratios."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import compare as bench_compare
+
+import fastscnn
+from fastscnn.benchmark import timing
+from fastscnn.benchmark.compare import compare
+from fastscnn.benchmark.cpu import PROVIDERS
+from fastscnn.benchmark.provider import Provider, Unavailable, agreement
+from fastscnn.cli import main
+from fastscnn.media.demo import street_scene
+from fastscnn.network.model import FastSCNN
+
+
+@pytest.fixture(scope="module")
+def model() -> FastSCNN:
+    return fastscnn.load("camvid", fused=False, device="cpu").requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def frame() -> Tensor:
+    return torch.from_numpy(street_scene(96, 160))[None]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, p in PROVIDERS.items() if not p.slow and name != "ncnn"]
+)
+def test_every_way_gives_the_references_labels(model: FastSCNN, frame: Tensor, name: str) -> None:
+    (row,) = compare(model, frame, [PROVIDERS[name]], 1, 1)
+    if "wrong labels" not in row.skipped and row.skipped:
+        pytest.skip(row.skipped)
+    assert not row.skipped
+    assert row.agreement is not None
+    assert row.agreement.equal > (0.9999 if PROVIDERS[name].exact else 0.9)
+    assert len(row.seconds) == 1
+
+
+def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
+    """Nor has what cannot run; the others are measured all the same."""
+
+    def unavailable(*_: Any) -> Any:
+        raise Unavailable("not here")
+
+    wrong = Provider("wrong", lambda *_: lambda: torch.zeros(1, 96, 160, dtype=torch.uint8))
+    missing, good = Provider("missing", unavailable), PROVIDERS["ours"]
+    told: list[str] = []
+    rows = compare(model, frame, [wrong, missing, good], 1, 3, tick=told.append)
+    assert [len(r.seconds) for r in rows] == [0, 0, 3]
+    assert rows[0].skipped.startswith("wrong labels: ")
+    assert rows[1].to_dict() == {"provider": "missing", "skipped": "not here"}
+    assert told == ["reference", "wrong", "missing", "ours", *["timing"] * 3]
+
+
+def test_agreement_counts_pixels() -> None:
+    """Four pixels: the best, a near one, one a tenth of the range below, one far off."""
+    logits = torch.tensor([[10.0, 0, 0], [10, 9.9999, 0], [10, 9.1, 0], [10, 0, 0]]).T[
+        None, :, None
+    ]
+    labels = torch.tensor([[[0, 1, 1, 2]]], dtype=torch.uint8)
+    exact, rounded = (agreement(labels, logits, e) for e in (True, False))
+    assert (exact.equal, exact.near) == (0.25, 0.5)
+    assert (rounded.equal, rounded.near) == (0.25, 0.75)
+
+
+def test_calls_take_turns_by_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def call(name: str, seconds: float) -> Any:
+        def run() -> None:
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
+    calls = {"a": call("a", 2), "b": call("b", 3)}
+    assert timing.alternate(calls, 2, 2, untimed=1) == {"a": [2, 2], "b": [3, 3]}
+    assert order == ["a", "a", "b", "b"] * 2
+    assert timing.quantiles([0.001, 0.005, 0.002, 0.004, 0.003]) == (2, 3, 4)
+
+
+def test_the_command_writes_a_table_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.json"
+    command = ["benchmark", "--size", "96x160", "--threads", "1", "--rounds", "2"]
+    only = ["--only", "ours", "eager"]
+    assert main([*command, *only, "-o", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert (data["size"], data["threads"], data["weights"]) == ([96, 160], 1, "camvid")
+    rows = {row["provider"]: row for row in data["rows"]}
+    assert set(rows) == {"ours", "eager"}
+    assert rows["eager"]["ms"] > rows["ours"]["ms"] > 0
+    assert rows["ours"]["fps"] == pytest.approx(1e3 / rows["ours"]["ms"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("96x160, 1 threads, 11 classes")
+    assert [line.split()[0] for line in table[2:]] == ["ours", "eager"]  # the fastest first
+    assert main([*command, *only, "-o", str(out)]) == 2  # it exists
+    assert main([*command, "--only", "onnx"]) == 2
+    assert "--only onnx: expected some of ours, " in capsys.readouterr().err
+
+
+def run_of(ms: dict[str, float], spread: float = 0.0) -> bench_compare.Entries:
+    row = {
+        name: {"ms": t, "q20_ms": t * (1 - spread / 2), "q80_ms": t * (1 + spread / 2)}
+        for name, t in ms.items()
+    }
+    return {("256x512", 1, "camvid"): row}
+
+
+def test_runs_are_compared_by_ratios_to_a_peer() -> None:
+    """A machine half as fast changes nothing; what lost a tenth fell, unless the run was noisy."""
+    old = run_of({"ours": 10, "ours int8": 5, "onnxruntime": 20, "eager": 40})
+    new = run_of({"ours": 20, "ours int8": 11, "onnxruntime": 40, "eager": 70})
+    held, fell = bench_compare.changes(old, new)
+    assert (held.old, held.new, held.fell) == (2, 2, False)
+    assert (fell.old, round(fell.new, 3), fell.fell) == (4, 3.636, True)
+    assert str(fell).startswith("FELL 256x512, 1 threads, camvid, ours int8 against onnxruntime")
+    noisy = run_of({"ours": 20, "ours int8": 11, "onnxruntime": 40}, spread=0.2)
+    assert not any(c.fell for c in bench_compare.changes(old, noisy))
+    assert bench_compare.changes(old, run_of({"ours": 20})) == []
+
+
+def test_a_run_that_fell_ends_in_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for ms in (10.0, 12.0):
+        files.append(tmp_path / f"{ms}.json")
+        entries = [
+            {
+                "extra_info": {
+                    **{"kind": "network", "size": [256, 512], "threads": 1, "provider": name},
+                    **{"ms": t, "q20_ms": t, "q80_ms": t},
+                }
+            }
+            for name, t in (("ours", ms), ("onnxruntime", 20.0))
+        ]
+        files[-1].write_text(json.dumps({"benchmarks": entries}))
+    assert bench_compare.main([str(files[1]), str(files[0])]) == 1
+    assert "FELL 256x512, 1 threads, seeded, ours against onnxruntime" in capsys.readouterr().out
+    assert bench_compare.main([str(files[0]), str(files[0])]) == 0

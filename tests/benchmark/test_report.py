@@ -1,0 +1,53 @@
+"""Tables of the benchmarks say who is faster than ours, and where."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import report
+
+
+def infos(threads: int = 1, **ms: float) -> list[dict[str, Any]]:
+    size = [256, 512]
+    return [
+        {
+            "provider": name.replace("_", " "),
+            "size": size,
+            "threads": threads,
+            "ms": t,
+            "equal": 0.99,
+        }
+        for name, t in ms.items()
+    ]
+
+
+def test_every_peer_is_held_against_ours_of_its_precision() -> None:
+    found = infos(ours=10.0, ours_int8=4.0, openvino=25.0, openvino_int8=6.0)
+    lines = report.networks(found).splitlines()
+    assert lines[0] == "| ms | 256x512, 1 thread | equal labels |"
+    assert lines[2:] == [
+        "| ours | **10.0** | 99.00 % |",
+        "| ours int8 | **4.0** | 99.00 % |",
+        "| openvino | 25.0 (2.50x) | 99.00 % |",
+        "| openvino int8 | 6.0 (1.50x) | 99.00 % |",
+    ]
+    said = report.slower_somewhere(found)
+    assert said == "Faster than our float32: openvino int8 (256x512, 1 thread)."
+
+
+def test_a_faster_peer_is_named_in_its_row() -> None:
+    found = [*infos(ours=10.0, openvino=25.0), *infos(2, ours=9.0, openvino=8.1)]
+    row = report.networks(found).splitlines()[-1]
+    assert row == "| openvino | 25.0 (2.50x) | 8.1 (0.90x, faster than ours) | 99.00 % |"
+    assert report.slower_somewhere(infos(ours=1.0)) == "Faster than our float32: none of them."
+
+
+def test_the_papers_figures_stand_beside_ours() -> None:
+    row = {"size": [512, 1024], "output": "labels", "threads": 2, "mean_fps": 41.26}
+    assert (
+        report.paper([row]).splitlines()[-1] == "| 512x1024 | labels | 2 threads | 41.3 | 285.8 |"
+    )
