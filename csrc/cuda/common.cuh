@@ -14,10 +14,9 @@ struct Bounds {
     float low, high;  // none: -inf, inf; ReLU: 0, inf; ReLU6: 0, 6
 };
 
-// NaN stays NaN, as in torch.
+// NaN stays NaN, as in torch; -0 becomes +0 where the lower bound is 0.
 __device__ __forceinline__ float clamp(float v, Bounds b) {
-    v = v < b.low ? b.low : v;
-    return v > b.high ? b.high : v;
+    return smaller(larger(v, b.low), b.high);
 }
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
