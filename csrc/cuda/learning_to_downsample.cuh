@@ -207,8 +207,7 @@ __global__ void __launch_bounds__(L::kThreads)
             const float4 b = load_global<float4>(bias + c);
             float sum[1][4] = {{b.x, b.y, b.z, b.w}};
             const int first = pixel / to_w * 2 * from_w + pixel % to_w * 2;
-            add_depthwise<T, 2, 1, true>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, 1,
-                                         taps + c, kC);
+            add_depthwise<T, 2>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, taps + c, kC);
             store_shared(to + pixel * kFrom + c, pack4<T>(sum[0], mid));
         }
     };
