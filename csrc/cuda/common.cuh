@@ -14,10 +14,9 @@ struct Bounds {
     float low, high;  // none: -inf, inf; ReLU: 0, inf; ReLU6: 0, 6
 };
 
-// NaN stays NaN, as in torch.
+// NaN stays NaN, as in torch; -0 becomes +0 where the lower bound is 0.
 __device__ __forceinline__ float clamp(float v, Bounds b) {
-    v = v < b.low ? b.low : v;
-    return v > b.high ? b.high : v;
+    return smaller(larger(v, b.low), b.high);
 }
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -83,44 +82,53 @@ __device__ __forceinline__ void unpack4(float (&v)[4], uint2 words) {
 }
 
 // Adds the 3x3 depthwise sum of kStrip outputs side by side, four channels each. `x` is the first
-// output's upper left tap; taps are `dilation` pixels apart, outputs kStride. With dilation 1
-// (kDense) each input column is read once for the whole strip.
-template <class T, int kStride, int kStrip, bool kDense>
+// output's upper left tap; outputs are kStride pixels apart. Each input column is read once for
+// the whole strip.
+template <class T, int kStride, int kStrip>
 __device__ __forceinline__ void add_depthwise(float (&sum)[kStrip][4], const uint16_t* x,
-                                              int row_stride, int pixel_stride, int dilation,
+                                              int row_stride, int pixel_stride,
                                               const uint16_t* weight, int weight_stride) {
 #pragma unroll
-    for (int ky = 0; ky < 3; ++ky, x += dilation * row_stride) {
+    for (int ky = 0; ky < 3; ++ky, x += row_stride) {
         float w[3][4];
 #pragma unroll
         for (int kx = 0; kx < 3; ++kx)
             unpack4<T>(w[kx], load_shared<uint2>(weight + (ky * 3 + kx) * weight_stride));
-        if constexpr (kDense) {
 #pragma unroll
-            for (int column = 0; column < (kStrip - 1) * kStride + 3; ++column) {
-                float v[4];
-                unpack4<T>(v, load_shared<uint2>(x + column * pixel_stride));
+        for (int column = 0; column < (kStrip - 1) * kStride + 3; ++column) {
+            float v[4];
+            unpack4<T>(v, load_shared<uint2>(x + column * pixel_stride));
 #pragma unroll
-                for (int t = 0; t < kStrip; ++t) {
-                    const int kx = column - t * kStride;
-                    if (kx < 0 || kx > 2) continue;
+            for (int t = 0; t < kStrip; ++t) {
+                const int kx = column - t * kStride;
+                if (kx < 0 || kx > 2) continue;
 #pragma unroll
-                    for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[kx][c], sum[t][c]);
-                }
+                for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[kx][c], sum[t][c]);
             }
-        } else {
-#pragma unroll
-            for (int t = 0; t < kStrip; ++t)
-#pragma unroll
-                for (int kx = 0; kx < 3; ++kx) {
-                    float v[4];
-                    unpack4<T>(v, load_shared<uint2>(x + (t * kStride + kx * dilation) *
-                                                             pixel_stride));
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[kx][c], sum[t][c]);
-                }
         }
     }
+}
+
+// The same for any stride and dilation, in steps of `x` words: from an output to the next
+// (`output_stride`), from a tap to the next in a row (`tap_stride`) and in a column (`row_stride`).
+template <class T, int kStrip>
+__device__ __forceinline__ void add_any_depthwise(float (&sum)[kStrip][4], const uint16_t* x,
+                                                  int output_stride, int tap_stride,
+                                                  int row_stride, const uint16_t* weight,
+                                                  int weight_stride) {
+#pragma unroll 1
+    for (int ky = 0; ky < 3; ++ky, x += row_stride - 3 * tap_stride)
+#pragma unroll
+        for (int kx = 0; kx < 3; ++kx, x += tap_stride, weight += weight_stride) {
+            float w[4], v[4];
+            unpack4<T>(w, load_shared<uint2>(weight));
+#pragma unroll
+            for (int t = 0; t < kStrip; ++t) {
+                unpack4<T>(v, load_shared<uint2>(x + t * output_stride));
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[c], sum[t][c]);
+            }
+        }
 }
 
 template <class T>

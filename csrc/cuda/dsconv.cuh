@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(DsconvLayout<kOut>::kThreads) dsconv_kernel(Ds
             const int row = i / (L::kHeadChunk / kVector);
             const int v = i % (L::kHeadChunk / kVector) * kVector;
             copy_async(head + row * L::kHeadRow + v,
-                       p.head + static_cast<int64_t>(row) * p.k_stride + k0 + v);
+                       p.head + row * p.k_stride + k0 + v);
         }
     };
     auto load_chunk = [&](int chunk) {
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(DsconvLayout<kOut>::kThreads) dsconv_kernel(Ds
         for (int i = tid; i < kChunk * (kOut / kVector); i += L::kThreads) {
             const int row = i / (kOut / kVector), v = i % (kOut / kVector) * kVector;
             copy_async(weights(chunk) + row * L::kOutRow + v,
-                       p.pointwise + static_cast<int64_t>(c0 + row) * p.o_stride + o0 + v);
+                       p.pointwise + (c0 + row) * p.o_stride + o0 + v);
         }
         for (int i = tid; i < 9 * kVectors; i += L::kThreads) {
             const int tap = i / kVectors, v = i % kVectors * kVector;
@@ -137,15 +137,10 @@ __global__ void __launch_bounds__(DsconvLayout<kOut>::kThreads) dsconv_kernel(Ds
         const uint16_t* tap0 =
             halo(chunk) + (strip_y * side + strip_x) * stride * L::kRow + channel;
         if constexpr (kDense) {
-            add_depthwise<T, 1, L::kStrip, true>(sum, tap0, side * L::kRow, L::kRow, 1,
-                                                 taps(chunk) + channel, kChunk);
+            add_depthwise<T, 1>(sum, tap0, side * L::kRow, L::kRow, taps(chunk) + channel, kChunk);
         } else {
-#pragma unroll
-            for (int t = 0; t < L::kStrip; ++t) {
-                float(&one)[1][4] = reinterpret_cast<float(&)[1][4]>(sum[t]);
-                add_depthwise<T, 1, 1, false>(one, tap0 + t * stride * L::kRow, side * L::kRow,
-                                              L::kRow, dilation, taps(chunk) + channel, kChunk);
-            }
+            add_any_depthwise<T>(sum, tap0, stride * L::kRow, dilation * L::kRow,
+                                 dilation * side * L::kRow, taps(chunk) + channel, kChunk);
         }
 #pragma unroll
         for (int t = 0; t < L::kStrip; ++t)

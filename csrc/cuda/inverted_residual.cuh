@@ -159,9 +159,8 @@ __global__ void __launch_bounds__(L::kThreads) inverted_residual_kernel(Inverted
         for (int t = 0; t < L::kStrip; ++t)
             sum[t][0] = bias.x, sum[t][1] = bias.y, sum[t][2] = bias.z, sum[t][3] = bias.w;
         const int first = (strip / L::kTileW * L::kHaloW + strip % L::kTileW) * L::kStride;
-        add_depthwise<T, L::kStride, L::kStrip, true>(sum, hidden + first * L::kRow + channel,
-                                                      L::kHaloW * L::kRow, L::kRow, 1,
-                                                      taps(chunk) + channel, kChunk);
+        add_depthwise<T, L::kStride>(sum, hidden + first * L::kRow + channel, L::kHaloW * L::kRow,
+                                     L::kRow, taps(chunk) + channel, kChunk);
 #pragma unroll
         for (int t = 0; t < L::kStrip; ++t)
             store_shared(a + (strip + t) * L::kRow + channel, pack4<T>(sum[t], bounds));

@@ -4,7 +4,7 @@
 // DSConv needs (2 kTileH + 1) x (2 kTileW + 1) pixels, the stem (4 kTileH + 3) x (4 kTileW + 3),
 // the frame (8 kTileH + 7) x (8 kTileW + 7). Each stage lies whole in shared memory, over what is
 // done:
-//   frame -> patch            a thread per two values: normalised, zero outside the frame
+//   frame -> bytes -> patch   16-byte words, then two pixels a thread: normalised, zero outside
 //   patch -> stem             warps take 16 pixels x 32 channels; K is 3 rows of 9 values (3 taps
 //                             x 3 colours lie side by side) and a zero weight, so that a fragment
 //                             is a word of the patch; weights stay in registers
@@ -45,6 +45,10 @@ struct LearningToDownsampleLayout {
     static constexpr int kTaps1 = kPointwise2 + kC2 * kRow3 * 2;
     static constexpr int kTaps2 = kTaps1 + 9 * kC1 * 2, kBytes = kTaps2 + 9 * kC2 * 2;
 
+    // The frame's bytes as they came, in front of which a row leaves up to 15: over the stem's map.
+    static constexpr int kRaw = kMap1, kRawRow = round_up(kW0 * 3 + 15, 16);
+
+    static_assert(kRaw + kH0 * kRawRow <= kPointwise1 && kW0 % 2 == 1);
     static_assert(kA2Bytes <= kFirst && kStage + kPixels * kRow3 * 2 <= kPointwise1);
     static_assert(kPixels % 16 == 0 && kFirst % 16 == 0 && kTaps1 % 16 == 0 && kTaps2 % 16 == 0);
 };
@@ -77,25 +81,68 @@ __global__ void __launch_bounds__(L::kThreads)
     load_rows(words(L::kTaps1), L::kC1, p.depthwise1, 9, L::kC1);
     load_rows(words(L::kTaps2), L::kC2, p.depthwise2, 9, L::kC2);
     commit_copies();
-#pragma unroll 4
-    for (int i = tid; i < L::kH0 * (L::kPatchRow / 2); i += L::kThreads) {
-        const int row = i / (L::kPatchRow / 2), j = i % (L::kPatchRow / 2) * 2;
-        float value[2];
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            const int x = x0 + (j + k) / 3, colour = (j + k) % 3, y = y0 + row;
-            value[k] = 0.f;
-            if (j + k >= L::kW0 * 3 || !inside(y, x, p.h, p.w)) continue;
-            if (p.frame)
-                value[k] = fmaf(load_global<uint8_t>(p.frame + ((image * p.h + y) * p.w + x) * 3 +
-                                                     colour),
-                                p.scale[colour], p.shift[colour]);
-            else
-                value[k] = load_global<float>(p.x + image * p.x_strides[0] +
-                                              colour * p.x_strides[1] + y * p.x_strides[2] +
-                                              x * p.x_strides[3]);
+    if (p.frame) {
+        // Aligned 16-byte words that hold each row's bytes; at the tensor's two ends byte by byte.
+        const auto begin = reinterpret_cast<uintptr_t>(p.frame);
+        const uintptr_t end = begin + static_cast<int64_t>(p.n) * p.h * p.w * 3;
+        const uintptr_t first = begin + ((image * p.h + y0) * p.w + x0) * 3;
+        for (int i = tid; i < L::kH0 * (L::kRawRow / 16); i += L::kThreads) {
+            const int row = i / (L::kRawRow / 16), word = i % (L::kRawRow / 16);
+            if (!inside(y0 + row, 0, p.h, 1)) continue;
+            const uintptr_t start = first + static_cast<int64_t>(row) * p.w * 3;
+            const uintptr_t at = start / 16 * 16 + word * 16;
+            if (at >= begin && at + 16 <= end) {
+                copy_async(shared + L::kRaw + i * 16, reinterpret_cast<const void*>(at));
+                continue;
+            }
+#pragma unroll 1
+            for (int k = 0; k < 16; ++k)
+                if (at + k >= begin && at + k < end)
+                    store_shared(shared + L::kRaw + i * 16 + k,
+                                 load_global<uint8_t>(reinterpret_cast<const void*>(at + k)));
         }
-        store_shared(words(L::kPatch) + row * L::kPatchRow + j, pack<T>(value[0], value[1]));
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+        // Two pixels at a time fill three words of the patch; a row ends in a pair of one.
+        constexpr int kPairs = (L::kW0 + 1) / 2;
+        const unsigned pitch = p.w * 3u;
+        for (int i = tid; i < L::kH0 * kPairs; i += L::kThreads) {
+            const int row = i / kPairs, x = i % kPairs * 2;
+            const char* raw = shared + L::kRaw + row * L::kRawRow + x * 3 +
+                              (static_cast<unsigned>(first) + row * pitch) % 16;
+            const bool known[2] = {
+                inside(y0 + row, x0 + x, p.h, p.w),
+                x + 1 < L::kW0 && inside(y0 + row, x0 + x + 1, p.h, p.w)};
+            float value[6];
+#pragma unroll
+            for (int k = 0; k < 6; ++k) {
+                const float v =
+                    fmaf(load_shared<uint8_t>(raw + k), p.scale[k % 3], p.shift[k % 3]);
+                value[k] = known[k / 3] ? v : 0.f;
+            }
+            uint16_t* to = words(L::kPatch) + row * L::kPatchRow + x * 3;
+#pragma unroll
+            for (int k = 0; k < 3; ++k)
+                if (k < 2 || x + 1 < L::kW0)
+                    store_shared(to + 2 * k, pack<T>(value[2 * k], value[2 * k + 1]));
+        }
+    } else {
+#pragma unroll 4
+        for (int i = tid; i < L::kH0 * (L::kPatchRow / 2); i += L::kThreads) {
+            const int row = i / (L::kPatchRow / 2), j = i % (L::kPatchRow / 2) * 2;
+            float value[2];
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                const int x = x0 + (j + k) / 3, colour = (j + k) % 3, y = y0 + row;
+                value[k] = 0.f;
+                if (j + k < L::kW0 * 3 && inside(y, x, p.h, p.w))
+                    value[k] = load_global<float>(
+                        p.x + image * p.x_strides[0] + colour * p.x_strides[1] +
+                        y * p.x_strides[2] + x * p.x_strides[3]);
+            }
+            store_shared(words(L::kPatch) + row * L::kPatchRow + j, pack<T>(value[0], value[1]));
+        }
     }
 
     // Stem weights [32 of K][32]: the word of lane (n = lane / 4, pair k = lane % 4) of each tile.
@@ -160,8 +207,7 @@ __global__ void __launch_bounds__(L::kThreads)
             const float4 b = load_global<float4>(bias + c);
             float sum[1][4] = {{b.x, b.y, b.z, b.w}};
             const int first = pixel / to_w * 2 * from_w + pixel % to_w * 2;
-            add_depthwise<T, 2, 1, true>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, 1,
-                                         taps + c, kC);
+            add_depthwise<T, 2>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, taps + c, kC);
             store_shared(to + pixel * kFrom + c, pack4<T>(sum[0], mid));
         }
     };

@@ -135,14 +135,39 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 #endif
 }
 
+// --- The larger and the smaller of a value and a bound; NaN stays NaN, -0 lies below +0 ----------
+
+__device__ __forceinline__ float larger(float a, float bound) {
+#if __CUDA_ARCH__ >= 800
+    float v;
+    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(v) : "f"(a), "f"(bound));
+    return v;
+#else
+    return a < bound || (a == bound && signbit(a)) ? bound : a;
+#endif
+}
+
+__device__ __forceinline__ float smaller(float a, float bound) {
+#if __CUDA_ARCH__ >= 800
+    float v;
+    asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(v) : "f"(a), "f"(bound));
+    return v;
+#else
+    return a > bound || (a == bound && signbit(bound)) ? bound : a;
+#endif
+}
+
 // --- Two values in a word, the first in the low half ---------------------------------------------
 
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t word) {
     if constexpr (std::is_same_v<T, F16>) {
-        __half2_raw raw;
-        raw.x = static_cast<uint16_t>(word), raw.y = static_cast<uint16_t>(word >> 16);
-        return __half22float2(raw);
+        float2 v;
+        asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\n"
+            "cvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}\n"
+            : "=f"(v.x), "=f"(v.y)
+            : "r"(word));
+        return v;
     } else {
         return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
     }

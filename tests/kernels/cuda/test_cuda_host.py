@@ -44,6 +44,15 @@ def float_downsample(
     return (torch.randn(n, 3, h, 2 * w)[..., ::2], *weights), options
 
 
+def unaligned_downsample(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The second frame of a batch, which begins at no multiple of 16 bytes."""
+    (frames, *weights), options = downsample((shape[0] + 1, *shape[1:]), 1, dtype)
+    assert frames[1:].data_ptr() % 16
+    return (frames[1:], *weights), options
+
+
 CASES = (
     case("dsconv", "ltd-1", separable, (1, 32, 33, 65), 48, stride=2, mid_activation="relu"),
     case("dsconv", "ltd-2", separable, (1, 48, 15, 9), 64, stride=2),
@@ -71,6 +80,7 @@ CASES = (
     case("learning_to_downsample", "same-even", downsample, (1, 66, 34), "same"),
     case("learning_to_downsample", "same-odd", downsample, (3, 7, 13), "same"),
     case("learning_to_downsample", "one-window", downsample, (1, 3, 3), 0),
+    case("learning_to_downsample", "unaligned", unaligned_downsample, (1, 39, 43)),
     case("learning_to_downsample", "float-nchw", float_downsample, (2, 35, 43)),
     case("argmax_head", "x8", head, (1, 19, 5, 18), (40, 144), False, core=True),
     case("argmax_head", "x8-smooth", smooth, (2, 19, 9, 19), (72, 152), False, core=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cuda_budget
 import pytest
@@ -14,7 +15,7 @@ import pytest
 def test_every_target_builds_without_warnings_and_fits() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
-    script = cuda_budget.OUT.parents[2] / "tests" / "cuda_resources.py"
+    script = Path(__file__).with_name("cuda_resources.py")
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -166,6 +166,16 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     for (int i = 0; i < 4; ++i) c[i] += p.value[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
+inline float larger(float a, float b) {
+    if (std::isnan(a) || std::isnan(b)) return NAN;
+    return a < b || (a == b && std::signbit(a)) ? b : a;
+}
+
+inline float smaller(float a, float b) {
+    if (std::isnan(a) || std::isnan(b)) return NAN;
+    return a > b || (a == b && std::signbit(b)) ? b : a;
+}
+
 template <class T>
 float2 unpack(uint32_t word) {
     if constexpr (std::is_same_v<T, F16>)
