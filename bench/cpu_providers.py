@@ -156,8 +156,8 @@ def _need(package: str) -> Any:
 
 def _graph(model: FastSCNN, frame: Tensor) -> bytes:
     _need("onnx")
-    import onnx_graph
+    from fastscnn.export import onnx_graph
 
-    size = (frame.shape[1], frame.shape[2])
-    graph = onnx_graph.build(fold(model), model.config, model.num_classes, size)
-    return graph.SerializeToString()
+    n, h, w, _ = frame.shape
+    graph = onnx_graph.build(fold(model), model.config, model.num_classes, size=(h, w), batch=n)
+    return bytes(graph.SerializeToString())

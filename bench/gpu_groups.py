@@ -16,7 +16,7 @@ from gpu_providers import COMPILED, OURS, TORCH, Provider
 
 from fastscnn_kernels.cuda import operations as cuda
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import op_cases
 
 Shape = tuple[int, int, int]  # images, height, width

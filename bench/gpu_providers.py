@@ -8,7 +8,6 @@ the same code runs without graphs, which serves to try it.
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -232,10 +231,18 @@ def _need_gpu(frames: Tensor) -> None:
 
 def _onnx(model: FastSCNN, frames: Tensor) -> bytes:
     _need("onnx")
-    graph = importlib.import_module("onnx_graph")
+    from fastscnn.export import onnx_graph
+
     n, h, w, _ = frames.shape
-    folded = fold(copy.deepcopy(model).cpu().float())
-    made = graph.build(folded, model.config, model.num_classes, (h, w), batch=n, half=True)
+    made = onnx_graph.build(
+        fold(copy.deepcopy(model).cpu().float()),
+        model.config,
+        model.num_classes,
+        size=(h, w),
+        batch=n,
+        half=True,
+        tensorrt=True,
+    )
     return bytes(made.SerializeToString())
 
 

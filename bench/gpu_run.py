@@ -149,8 +149,8 @@ def tests(data: list[str]) -> Stage:
 
 def gpu_tests() -> list[str]:
     """Files with tests for GPUs; others may need packages that are not here."""
-    found = (ROOT / "tests").glob("test_*.py")
-    return sorted(f"tests/{p.name}" for p in found if "pytest.mark.gpu" in p.read_text())
+    found = (ROOT / "tests").rglob("test_*.py")
+    return sorted(str(p.relative_to(ROOT)) for p in found if "pytest.mark.gpu" in p.read_text())
 
 
 def benchmarks(data: list[str], seconds: float) -> Stage:
@@ -168,9 +168,9 @@ def benchmarks(data: list[str], seconds: float) -> Stage:
 
 
 def sanitizer(seconds: float) -> Stage:
-    """`tests/sanitize_gpu.sh`, which says where compute-sanitizer is missing. One that finds no
-    errors in its time counts as passed, and is told to be unfinished."""
-    stage = run("sanitizer", ["sh", "tests/sanitize_gpu.sh", sys.executable], seconds)
+    """`sanitize_gpu.sh`, which says where compute-sanitizer is missing. One that finds no errors in
+    its time counts as passed, and is told to be unfinished."""
+    stage = run("sanitizer", ["sh", "tests/kernels/cuda/sanitize_gpu.sh", sys.executable], seconds)
     said = (WORK / "sanitizer.log").read_text(errors="replace")
     if stage.passed and said.startswith("not run"):
         stage.result = said.strip().splitlines()[0]

@@ -183,9 +183,8 @@ def test_cpu_operations(benchmark: Any, threads: int, request: Any) -> None:
     net = model()
     runtime = CpuRuntime(fold(net), net.config, net.num_classes)
     image = frame(size)
-    steps, scores = runtime.steps(image)
+    steps = runtime.steps(image)
     calls = {name: (lambda step=step: step(threads)) for name, step in steps}
-    calls["argmax_head"] = lambda: cpu.argmax_head(scores, size, confidence=False, threads=threads)
     alternate(calls, 1, threads)
     seconds = alternate(calls, 5, threads)
     frames = [sum(s[i] for s in seconds.values()) for i in range(5)]

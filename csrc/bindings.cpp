@@ -8,6 +8,7 @@
 #include <array>
 #include <thread>
 
+#include "cpu/bindings.h"
 #include "cpu/packed_int8.h"
 #ifdef FASTSCNN_WITH_CUDA
 #include "cuda/bindings.h"
@@ -163,6 +164,24 @@ void dense_head(Address scores, Address out, int batch, int classes, bool softma
         ws);
 }
 
+void overlay(Address labels, Address frame, Address colors, int classes, int alpha, Address y,
+             int64_t rows, int width, int threads, const std::string& isa, Workspace& ws) {
+    find_kernels(isa).overlay({pointer<uint8_t>(labels), pointer<uint8_t>(frame), 3 * int64_t(width),
+                               pointer<uint8_t>(colors), classes, alpha, pointer<uint8_t>(y), rows,
+                               width, &ws.pool(), threads});
+}
+
+void resize_frame(Address frame, int batch, const ByteAxis& y, const ByteAxis& x, Address out,
+                  int threads, const std::string& isa, Workspace& ws) {
+    const auto view = [](const ByteAxis& a) {
+        return ByteAxisView{a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.bits};
+    };
+    run(find_kernels(isa).resize_frame,
+        {pointer<uint8_t>(frame), 3 * int64_t(x.in), false, batch, view(y), view(x),
+         pointer<uint8_t>(out), &ws.pool(), threads, nullptr},
+        ws);
+}
+
 // --- int8 -------------------------------------------------------------------------------------
 
 PackedMatrixInt8 make_matrix_int8(Address weight, Address start, Address scale, Address bias,
@@ -247,6 +266,8 @@ PYBIND11_MODULE(_C, m) {
 
     py::class_<Axis>(m, "Axis", "Bilinear sampling of an axis: (in, out, align_corners).")
         .def(py::init<int, int, bool>());
+    py::class_<ByteAxis>(m, "ByteAxis", "Bilinear sampling of an axis of bytes: (in, out).")
+        .def(py::init<int, int>());
     py::class_<PackedMatrix>(m, "Matrix", "Packed weights of a dense convolution.")
         .def(py::init(&make_matrix));
     py::class_<PackedTaps>(m, "Taps", "Packed weights of a 3x3 depthwise convolution.")
@@ -274,6 +295,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
+    m.def("overlay", &overlay, unlocked);
+    m.def("resize_frame", &resize_frame, unlocked);
+    bind_network(m);
 #ifdef FASTSCNN_WITH_CUDA
     bind_cuda(m);
 #endif

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import fastscnn
 from fastscnn.arguments import USER_ERRORS, is_out_of_memory, one_line
 from fastscnn.checkpoints.cli import add_convert_parser
+from fastscnn.export.cli import add_export_parser
 from fastscnn.info import add_info_parser
 from fastscnn.predict.cli import add_segment_parsers
 from fastscnn.quantize import add_quantize_parser
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         add_serve_parser,
         add_info_parser,
         add_convert_parser,
+        add_export_parser,
         add_quantize_parser,
         add_train_parser,
         add_evaluate_parser,

@@ -13,7 +13,7 @@ from fastscnn.checkpoints.files import (
     config_differences,
     find_checkpoint,
 )
-from fastscnn.inference.cpu_trunk import check_ranges
+from fastscnn.inference.ranges import check_ranges
 from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import Backbone, FastSCNN
 

@@ -16,7 +16,7 @@ from fastscnn.arguments import positive
 from fastscnn.arguments import size as size_type
 from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.files import save
-from fastscnn.inference.cpu_trunk import int8_inputs
+from fastscnn.inference.ranges import int8_inputs
 from fastscnn.load import load
 from fastscnn.media.frames import IMAGE_SUFFIXES, read_image
 from fastscnn.network.model import FastSCNN

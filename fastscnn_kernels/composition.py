@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -98,10 +99,26 @@ class _Twins:
         twin = getattr(reference, op)
 
         def run(*args: Any, **options: Any) -> Any:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with _ieee_convolutions():
                 return twin(*args, **options)
 
         return run
+
+
+@contextmanager
+def _ieee_convolutions() -> Iterator[None]:
+    """float32 convolutions without TF32 inside.
+
+    By the switch of this operation: that of all cuDNN (`cudnn.flags`) cannot be read where a user
+    has set `torch.backends.fp32_precision`.
+    """
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 @functools.cache

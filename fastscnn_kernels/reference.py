@@ -29,6 +29,31 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
+def resize_frame(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of uint8 N x H x W x 3 in integers, first columns, then rows.
+
+    Weights are those of half-pixel sampling in units of 2^-b, with the largest b for which they
+    stay below 2^15; each axis rounds to bytes, halves up. This is what PyTorch does for uint8 on
+    x86-64 CPUs with AVX2:
+    F.interpolate(frame.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+    """
+    return _resize_bytes(_resize_bytes(frame, 2, size[1]), 1, size[0])
+
+
+def _resize_bytes(x: Tensor, dim: int, out: int) -> Tensor:
+    size = x.shape[dim]
+    at = ((torch.arange(out, dtype=torch.float64) + 0.5) * (size / out) - 0.5).clamp_min(0)
+    low = at.long().clamp_max(size - 1)
+    t = torch.where(low + 1 < size, at - low, 0.0)
+    bits = 0
+    while int(0.5 + float(torch.maximum(t, 1 - t).max()) * 2 ** (bits + 1)) < 2**15:
+        bits += 1
+    shape = [-1 if i == dim else 1 for i in range(x.dim())]
+    w0, w1 = ((w * 2**bits + 0.5).int().reshape(shape) for w in (1 - t, t))
+    left, right = (x.index_select(dim, i.clamp_max(size - 1)).int() for i in (low, low + 1))
+    return ((left * w0 + right * w1 + 2 ** (bits - 1)) >> bits).byte()
+
+
 def same_padding(size: int, stride: int = 2, kernel: int = 3) -> tuple[int, int]:
     """Zeros before and after an axis under TensorFlow's SAME rule: the odd one goes to the end."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -218,6 +243,22 @@ def argmax_head(
 def softmax_head(scores: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """Bilinear to `size`; softmax probabilities N x C x H x W in float32."""
     return torch.softmax(resize(scores.float(), size, align_corners), dim=1)
+
+
+def colorize(labels: Tensor, colors: Tensor) -> Tensor:
+    """uint8 labels ... to uint8 RGB ... x 3 by the table `colors`, uint8 K x 3; labels from K on
+    are black."""
+    table = F.pad(colors, (0, 0, 0, 256 - len(colors)))
+    return table[labels.long()]
+
+
+def overlay(frame: Tensor, labels: Tensor, colors: Tensor, *, opacity: float = 0.5) -> Tensor:
+    """uint8 `frame` ... x 3 mixed with the colours of its labels, floor((frame * (256 - a) + colour
+    * a) / 256) with a = round(256 * opacity); where a label has no colour, the frame alone."""
+    alpha = round(256 * opacity)
+    mixed = frame.int() * (256 - alpha) + colorize(labels, colors).int() * alpha
+    known = (labels < len(colors)).unsqueeze(-1)
+    return torch.where(known, (mixed >> 8).byte(), frame)
 
 
 def learning_to_downsample(

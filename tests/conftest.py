@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # helpers of all rooms
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,4 +20,23 @@ Axis::Axis(int in, int out, bool align_corners)
     for (int i = 0; i < in; ++i) first[i + 1] += first[i];
 }
 
+ByteAxis::ByteAxis(int in, int out) : in(in), out(out), index(out) {
+    // Kernels read whole vectors of weights: 16 more than there are.
+    w0.resize(3 * size_t(out) + 16), w1.resize(3 * size_t(out) + 16);
+    std::vector<double> t(out);
+    const double scale = double(in) / out;
+    double largest = 0;
+    for (int i = 0; i < out; ++i) {
+        const double at = std::max((i + 0.5) * scale - 0.5, 0.0);
+        index[i] = std::min(int(at), in - 1);
+        t[i] = index[i] + 1 < in ? at - index[i] : 0.0;
+        largest = std::max({largest, t[i], 1 - t[i]});
+    }
+    while (int(0.5 + largest * (2 << bits)) < 1 << 15) ++bits;
+    for (int i = 0; i < 3 * out; ++i) {
+        w0[i] = int16_t(0.5 + (1 - t[i / 3]) * (1 << bits));
+        w1[i] = int16_t(0.5 + t[i / 3] * (1 << bits));
+    }
+}
+
 }  // namespace fastscnn

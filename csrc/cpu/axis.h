@@ -1,6 +1,7 @@
 // Bilinear sampling along one axis, as tables.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 namespace fastscnn {
@@ -18,6 +19,19 @@ struct Axis {
     Axis() = default;
     // The sampling of torch.nn.functional.interpolate, with weights rounded once from double.
     Axis(int in, int out, bool align_corners);
+};
+
+// The same for bytes, as torch.nn.functional.interpolate samples uint8 (align_corners False): an
+// axis at a time, with integer weights as fine as 16 bits allow, rounded to bytes after each.
+struct ByteAxis {
+    int in = 0;
+    int out = 0;
+    std::vector<int> index;
+    std::vector<int16_t> w0, w1;  // each weight thrice, for the channels of a pixel
+    int bits = 0;
+
+    ByteAxis() = default;
+    ByteAxis(int in, int out);
 };
 
 }  // namespace fastscnn

@@ -16,6 +16,8 @@ int64_t pyramid_pool(const PyramidPoolParams&);
 int64_t feature_fusion(const FeatureFusionParams&);
 int64_t dense_head(const DenseHeadParams&);
 void argmax_head(const ArgmaxHeadParams&);
+void overlay(const OverlayParams&);
+int64_t resize_frame(const ResizeFrameParams&);
 
 static int64_t pack_matrix(const float* weight, const float* bias, int out, int inputs, int taps,
                            float* to) {
@@ -41,7 +43,7 @@ const Kernels kernels = {
     STRING(FASTSCNN_ISA), kLanes,         pack_matrix,    stem_conv,
     depthwise_conv,       pointwise_conv, dsconv,         learning_to_downsample,
     inverted_residual,    pyramid_pool,   feature_fusion, dense_head,
-    argmax_head,
+    argmax_head,          overlay,        resize_frame,
 };
 
 }  // namespace fastscnn::FASTSCNN_ISA

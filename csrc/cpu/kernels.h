@@ -21,6 +21,28 @@ struct AxisView {
     const int* first;  // [in + 1]
 };
 
+// Bilinear sampling of bytes along one axis; see axis.h.
+struct ByteAxisView {
+    int in, out;
+    const int* index;   // [out]
+    const int16_t* w0;  // [out, 3], thrice the same, and room for a vector
+    const int16_t* w1;  // likewise
+    int bits;           // the weights are in units of 2^-bits
+};
+
+// uint8 frames to contiguous RGB of another size (or the same).
+struct ResizeFrameParams {
+    const uint8_t* frame;  // [batch, y.in] rows of x.in pixels
+    int64_t stride;        // bytes from row to row, at least 3 * x.in
+    bool bgr;              // order of the frame's channels
+    int batch;
+    ByteAxisView y, x;
+    uint8_t* out;  // [batch, y.out, x.out, 3]
+    Pool* pool;
+    int threads;
+    float* scratch;
+};
+
 // Class scores to labels at another size.
 struct ArgmaxHeadParams {
     const float* scores;  // [batch, y.in, x.in, classes]
@@ -186,6 +208,21 @@ struct FeatureFusionParams {
     float* scratch;
 };
 
+// Labels to the classes' colours, or to a frame tinted with them.
+struct OverlayParams {
+    const uint8_t* labels;  // [rows, width]
+    const uint8_t* frame;   // [rows] of width pixels of 3 bytes, or null: the colours alone
+    int64_t stride;         // bytes from row to row of the frame
+    const uint8_t* colors;  // [classes, 3], in the order of the frame's channels
+    int classes;            // labels from here on are black, or leave the frame as it is
+    int alpha;              // opacity of the colours over a frame, 0..256
+    uint8_t* y;             // [rows, width, 3]
+    int64_t rows;
+    int width;
+    Pool* pool;
+    int threads;
+};
+
 struct Kernels {
     const char* name;  // instruction set
     int lanes;         // floats in a vector
@@ -202,6 +239,8 @@ struct Kernels {
     int64_t (*feature_fusion)(const FeatureFusionParams&);
     int64_t (*dense_head)(const DenseHeadParams&);
     void (*argmax_head)(const ArgmaxHeadParams&);
+    void (*overlay)(const OverlayParams&);
+    int64_t (*resize_frame)(const ResizeFrameParams&);
 };
 
 }  // namespace fastscnn

@@ -18,7 +18,7 @@ from fastscnn.checkpoints.formats import (
     write_tensors,
 )
 from fastscnn.checkpoints.layouts import LAYOUTS, Layout
-from fastscnn.checkpoints.recognise import Match, recognise, refusal
+from fastscnn.checkpoints.recognise import Match, recognise, refusal, without_prefix
 from fastscnn.checkpoints.shipped import FOLDER, shipped_weights
 from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNN, FastSCNNClassifier
@@ -58,7 +58,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         card = None if values is None else Card.from_dict(values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    best = recognise(tensors, None if card is None else card.config)
+    own = None if card is None else card.config
+    bare = without_prefix(tensors)
+    best = recognise(bare, own)
+    tensors = bare if best.known else tensors
     if best.faults:
         raise CheckpointError(refusal(path, tensors, best, has_card=card is not None))
     layout = best.layout

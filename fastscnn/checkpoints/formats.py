@@ -16,10 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-#: Keys under which training programs file the state dict.
+#: Keys under which training programs file the state dict that is meant where there are several.
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "net")
-#: What data-parallel, compiled and averaged modules put before every key.
-PREFIXES = ("module.", "model.", "_orig_mod.")
 #: Modules whose objects training programs leave beside the weights; they are read as blanks.
 LEFTOVERS = ("mmengine.", "mmcv.", "numpy.", "argparse.", "builtins.getattr", "__builtin__.getattr")
 
@@ -29,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors of a checkpoint file by name, wrappers and prefixes peeled, and its card if any.
+    """Tensors of a checkpoint file by name, containers peeled, and its card if any.
 
     Raises FileNotFoundError, IsADirectoryError, PermissionError or CheckpointError.
     """
@@ -43,7 +41,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise CheckpointError(f"{path} is empty: copy or download it again")
     try:
         content, card = reader(path)
-        tensors = {k: v for k, v in _peel(content).items() if isinstance(v, Tensor)}
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file makes the parsers raise almost anything
@@ -51,6 +48,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             f"{path} is no readable {path.suffix} file (damaged, cut short, or of another kind?): "
             f"{_reason(error)}"
         ) from error
+    try:
+        tensors = {k: v for k, v in _peel(content).items() if isinstance(v, Tensor)}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors by name: expected a state dict")
     return tensors, card
@@ -124,17 +125,29 @@ def _reason(error: Exception) -> str:
 
 
 def _peel(content: Any) -> dict[str, Any]:
-    """The innermost state dict, its keys without prefixes that all of them share."""
+    """The state dict inside of containers, its keys without what torch.compile puts in them."""
     if not isinstance(content, Mapping):
         return {}
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return _peel(content[wrapper])
-    state = {str(k).replace("_orig_mod.", ""): v for k, v in content.items() if k != "n_averaged"}
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            return _peel({key.removeprefix(prefix): v for key, v in state.items()})
-    return state
+    if not _holds_kernels(content):
+        inner = [str(key) for key, value in content.items() if _holds_kernels(value, depth=2)]
+        known = [key for key in WRAPPERS if key in inner]
+        if len(inner) > 1 and not known:
+            raise CheckpointError(
+                f"it holds several state dicts ({', '.join(inner)}): save the one that is meant"
+            )
+        if inner:
+            return _peel(content[(known or inner)[0]])
+    return {str(k).replace("_orig_mod.", ""): v for k, v in content.items() if k != "n_averaged"}
+
+
+def _holds_kernels(value: Any, depth: int = 0) -> bool:
+    """Whether a mapping has a convolution's weight by name, or one within `depth` mappings."""
+    if not isinstance(value, Mapping):
+        return False
+    named = [inner for key, inner in value.items() if isinstance(key, str)]  # optimizers count
+    if any(isinstance(inner, Tensor) and inner.dim() == 4 for inner in named):
+        return True
+    return depth > 0 and any(_holds_kernels(inner, depth - 1) for inner in named)
 
 
 # PyTorch

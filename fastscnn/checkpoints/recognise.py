@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from torch import Tensor
@@ -72,6 +73,13 @@ def match(layout: Layout, tensors: Mapping[str, Tensor], config: FastSCNNConfig)
             if k in found and found[k] != shape
         ),
     )
+
+
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by what remains of their names without the modules that all of them share."""
+    levels = zip(*(key.split(".")[:-1] for key in tensors), strict=False)
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+    return {key.split(".", shared)[-1]: value for key, value in tensors.items()}
 
 
 def recognise(tensors: Mapping[str, Tensor], own: FastSCNNConfig | None = None) -> Match:

@@ -1,20 +1,20 @@
-"""The whole folded network on the CPU: frame in, labels, scores, logits or probabilities out."""
+"""The whole folded network on the CPU: frames in; labels, scores, logits, pictures out.
+
+A thin face of the C++ object (csrc/cpu/network.h): checks tensors, allocates results.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastscnn.inference.cpu_trunk import FloatTrunk, Int8Trunk, Ranges
-from fastscnn.inference.fold import BOTTLENECKS, Conv
+from fastscnn.inference.fold import Conv
+from fastscnn.inference.ranges import Ranges, check_ranges
 from fastscnn.network.config import FastSCNNConfig
 from fastscnn_kernels import extension
-from fastscnn_kernels.cpu import operations as cpu
 from fastscnn_kernels.cpu import pack as cpu_pack
 
 Size = tuple[int, int]
@@ -22,16 +22,19 @@ Size = tuple[int, int]
 #: A named operation with everything bound but the thread count.
 Step = tuple[str, Callable[[int], None]]
 
+#: Steps that do nothing where only labels of a frame at the working size are wanted.
+IDLE = ("resize_frame", "overlay", "softmax_head", "resize")
+
 
 class CpuRuntime:
     """Runs `fold(model)` on the CPU in float32, or, with `ranges` (`fastscnn.quantize.calibrate`),
     with its trunk in int8.
 
-    `frame` is uint8 RGB N x H x W x 3; `x` is normalised float N x 3 x H x W; either goes wherever
-    one is asked for. Every call returns new tensors, and the result does not depend on `threads`
-    (default: torch's setting). Weights are packed once; the maps between the operations are
-    allocated at the first frame of a size and kept for the last `max_sizes` sizes. A runtime may be
-    shared by Python threads, which then take turns; several runtimes run in parallel.
+    A frame is uint8 RGB N x H x W x 3, or normalised float N x 3 x H x W; either goes wherever one
+    is asked for. Every call returns new tensors, and the result does not depend on `threads`
+    (default: torch's setting). Weights are packed once; the maps between the operations lie in one
+    arena per size, which is kept for the last `max_sizes` sizes. A runtime may be shared by Python
+    threads, which then take turns; several runtimes run in parallel.
     """
 
     def __init__(
@@ -46,19 +49,30 @@ class CpuRuntime:
     ) -> None:
         self.config = config
         self.num_classes = num_classes
-        self._isa = isa
-        self._max_sizes = max_sizes
         self.weight_bytes = sum(t.nbytes for conv in folded.values() for t in conv)
-        self._weights = _Weights(folded, config, isa, ranges)
-        self._workspace = extension.load().Workspace()
-        self._plans: OrderedDict[tuple[int, int, int], _Plan] = OrderedDict()
-        self._lock = threading.Lock()
+        if ranges:
+            check_ranges(ranges, config)
+        packed = {  # alive until the C++ object has read them
+            name: [cpu_pack.dense("CpuRuntime", name, t.float(), t.dim()) for t in conv]
+            for name, conv in folded.items()
+        }
+        addresses = {
+            name: (w.data_ptr(), b.data_ptr(), list(w.shape)) for name, (w, b) in packed.items()
+        }
+        self._network = extension.load().Network(
+            config.to_dict(), num_classes, addresses, dict(ranges or {}), isa, max_sizes
+        )
 
     def labels(
-        self, frame: Tensor, out_size: Size | None = None, threads: int | None = None
+        self,
+        frame: Tensor,
+        out_size: Size | None = None,
+        threads: int | None = None,
+        *,
+        size: Size | None = None,
     ) -> Tensor:
         """uint8 labels N x H x W at `out_size` (default: the frame's)."""
-        return self.outputs(frame, ("labels",), out_size, threads)["labels"]
+        return self.outputs(frame, ("labels",), out_size, threads, size=size)["labels"]
 
     def logits(self, x: Tensor, threads: int | None = None) -> Tensor:
         """float32 logits N x num_classes x H x W at the size of `x`."""
@@ -70,196 +84,88 @@ class CpuRuntime:
         """float32 softmax probabilities N x num_classes x H x W."""
         return self.outputs(x, ("probabilities",), out_size, threads)["probabilities"]
 
+    def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
+        """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""
+        return self.outputs(x, ("scores",), None, threads)["scores"]
+
     def outputs(
         self,
         x: Tensor,
         names: Sequence[str],
         out_size: Size | None = None,
         threads: int | None = None,
+        *,
+        size: Size | None = None,
+        colors: Sequence[Sequence[int]] = (),
+        opacity: float = 0.5,
     ) -> dict[str, Tensor]:
         """Any of "labels", "confidence" (the float32 probability of each pixel's label),
-        "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`)."""
-        size, align = out_size or _size(x), self.config.head_align_corners
-        found: dict[str, Tensor] = {}
-        with self._lock:
-            scores = self._scores(x, threads)
-            how: Any = {"threads": threads, "isa": self._isa, "workspace": self._workspace}
-            if "labels" in names or "confidence" in names:
-                sure = "confidence" in names
-                labels, top = cpu.argmax_head(
-                    scores, size, align_corners=align, confidence=sure, **how
-                )
-                found["labels"] = labels
-                if top is not None:
-                    found["confidence"] = top
-            if "probabilities" in names:
-                found["probabilities"] = cpu.softmax_head(scores, size, align_corners=align, **how)
-            if "logits" in names:
-                found["logits"] = cpu.resize(scores, size, align, **how)
-        return {name: found[name] for name in names}
+        "probabilities", "logits", "color" and "overlay" (uint8 N x H x W x 3: the labels in the
+        classes' `colors`, alone or over the frame), all at `out_size` (default: that of `x`), and
+        "scores", from one pass.
 
-    def scores(self, x: Tensor, threads: int | None = None) -> Tensor:
-        """float32 class scores at 1/8 of the size of `x` or of a uint8 frame, channels_last."""
-        with self._lock:
-            return self._scores(x, threads)
-
-    def _scores(self, x: Tensor, threads: int | None) -> Tensor:
-        threads = cpu_pack.check_threads("scores", threads)
-        steps, scores = self.steps(x)
-        for _, run in steps:
-            run(threads)
-        return scores
-
-    def steps(self, x: Tensor) -> tuple[list[Step], Tensor]:
-        """The operations that `scores(x)` runs, by name and in order, and the tensor they fill.
-
-        For looking at single operations; they share the runtime's maps, so nothing else may run
-        meanwhile.
+        `size` is what the network sees; a uint8 frame is resized to it (default: as it is).
         """
-        w = self._weights
-        stem, source, size = cpu_pack.stem(
-            *("scores", x, w.stem, self.config.mean, self.config.std),
-            *(self.config.stem_padding, "relu"),
-        )
-        n = source.shape[0]
-        h, wide = (cpu_pack.strided(cpu_pack.strided(s, 2), 2) for s in size)
-        scores = cpu_pack.empty_nhwc(n, self.num_classes, h, wide)
-        return self._plan(n, h, wide).steps(stem, source, scores), scores
+        threads = cpu_pack.check_threads("CpuRuntime", threads)
+        frame, source = _frame(x)
+        n, *own = frame[2:5]
+        inside, out = size or (own[0], own[1]), out_size or (own[0], own[1])
+        found = {name: self._empty(name, n, inside, out) for name in names}
+        to = {name: t.data_ptr() for name, t in found.items()}
+        if colors:
+            cpu_pack.check_same("CpuRuntime", "colors", len(colors), self.num_classes)
+            palette = torch.tensor(colors, dtype=torch.uint8)
+            to["colors"] = palette.data_ptr()
+        self._network.run(frame, inside, out, to, opacity, threads)
+        del source  # alive until here
+        if "scores" in found:
+            found["scores"] = found["scores"].permute(0, 3, 1, 2)
+        return found
+
+    def steps(self, x: Tensor) -> list[Step]:
+        """The operations that `labels(x)` runs, by name and in order, for looking at single ones;
+        nothing else may run meanwhile."""
+        frame, source = _frame(x)
+        n, h, w = frame[2:5]
+        labels = self._empty("labels", n, (h, w), (h, w))
+
+        def step(i: int) -> Callable[[int], None]:
+            def run(threads: int, _alive: Tensor = source) -> None:
+                to = {"labels": labels.data_ptr()}
+                self._network.run_step(i, frame, (h, w), (h, w), to, threads)
+
+            return run
+
+        names = self._network.steps(frame, (h, w), (h, w))
+        return [(name, step(i)) for i, name in enumerate(names) if name not in IDLE]
 
     def workspace_bytes(self) -> int:
-        """Memory held besides the weights: scratch and the maps of the sizes seen last."""
-        return self._workspace.bytes + sum(p.bytes for p in self._plans.values())
+        """Memory held besides the weights: the arenas of the sizes seen last."""
+        held: int = self._network.bytes
+        return held
 
-    def _plan(self, n: int, h: int, w: int) -> _Plan:
-        key = (n, h, w)
-        plan = self._plans.pop(key, None)
-        if plan is None:
-            while len(self._plans) >= self._max_sizes:
-                self._plans.popitem(last=False)
-            plan = _Plan(self._weights, self.config, self._workspace, n, h, w)
-        self._plans[key] = plan
-        return plan
-
-
-class _Weights:
-    """The network's convolutions, packed for one instruction set."""
-
-    def __init__(
-        self,
-        folded: Mapping[str, Conv],
-        config: FastSCNNConfig,
-        isa: str,
-        ranges: Ranges | None = None,
-    ) -> None:
-        def conv(name: str) -> Conv:
-            return Conv(*(t.detach().float() for t in folded[name]))
-
-        def matrix(name: str, kernel: int = 1) -> Any:
-            return cpu_pack.matrix("CpuRuntime", f"{name}.", *conv(name), isa, kernel)
-
-        def taps(name: str) -> Any:
-            return cpu_pack.taps("CpuRuntime", f"{name}.", *conv(name), isa)
-
-        def dsconv(name: str) -> tuple[Any, Any]:
-            return taps(f"{name}.depthwise"), matrix(f"{name}.pointwise")
-
-        extractor = "global_feature_extractor"
-        self.stem = matrix("learning_to_downsample.conv", kernel=3)
-        self.downsample = [dsconv(f"learning_to_downsample.dsconv{i}") for i in (1, 2)]
-        branches = [conv(f"{extractor}.ppm.branches.{i}") for i in range(len(config.ppm_bins))]
-        self.pyramid = cpu_pack.Pyramid(
-            "CpuRuntime",
-            [b.weight for b in branches],
-            [b.bias for b in branches],
-            *conv(f"{extractor}.ppm.join"),
-            config.ppm_order,
-            128,
-            isa,
-        )
-        self.dense = matrix("feature_fusion.depthwise") if config.ffm_kernel == "dense" else None
-        self.last = matrix("classifier.conv")
-        self.trunk = (
-            Int8Trunk(conv, config, ranges, isa) if ranges else FloatTrunk(matrix, taps, config)
-        )
+    def _empty(self, name: str, n: int, inside: Size, out: Size) -> Tensor:
+        if name in ("labels", "color", "overlay"):
+            colors = () if name == "labels" else (3,)
+            return torch.empty((n, *out, *colors), dtype=torch.uint8)
+        if name == "confidence":
+            return torch.empty((n, *out))
+        if name in ("probabilities", "logits"):
+            return torch.empty((n, self.num_classes, *out))
+        if name == "scores":
+            return torch.empty((n, *self._network.scores_size(inside), self.num_classes))
+        raise ValueError(f"no output {name!r}: expected labels, confidence, probabilities, ...")
 
 
-class _Plan:
-    """The operations for one size, with their maps; h x w is the size at 1/8."""
-
-    def __init__(
-        self, weights: _Weights, config: FastSCNNConfig, workspace: Any, n: int, h: int, w: int
-    ) -> None:
-        self._maps: list[Tensor] = []
-        self._weights, self._config, self._workspace = weights, config, workspace
-        self._shape = (n, h, w)
-        self._mid = cpu_pack.bounds("", "", "relu" if config.dsconv_relu else "none")
-        self._high = self._map(64, h, w)
-        self._steps, low, low_h, low_w = self._global_features(h, w)
-        self._steps += self._fusion(low, low_h, low_w)
-
-    @property
-    def bytes(self) -> int:
-        return sum(t.nbytes for t in self._maps)
-
-    def steps(self, stem: Any, source: Tensor, scores: Tensor) -> list[Step]:
-        """From `source`, to which `stem` points, to scores."""
-        ext, w, relu = extension.load(), self._weights, cpu_pack.ACTIVATIONS["relu"]
-
-        def first(threads: int, _alive: Tensor = source) -> None:
-            ext.learning_to_downsample(
-                *(stem, *w.downsample[0], *w.downsample[1], self._mid, relu, self._high),
-                *(threads, self._workspace),
-            )
-
-        last = self._step(
-            "classifier.dsconv2+scores",
-            *w.trunk.dsconv(1, self._classified, *self._shape, w.last, scores.data_ptr()),
-        )
-        return [("learning_to_downsample", first), *self._steps, last]
-
-    def _map(self, channels: int, h: int, w: int) -> int:
-        """Address of a new map that lives as long as the plan."""
-        self._maps.append(torch.empty(self._shape[0] * h * w * channels, dtype=torch.float32))
-        return self._maps[-1].data_ptr()
-
-    def _step(self, name: str, operation: Callable[..., None], args: tuple[Any, ...]) -> Step:
-        return name, lambda threads: operation(*args, threads, self._workspace)
-
-    def _global_features(self, h: int, w: int) -> tuple[list[Step], int, int, int]:
-        """Steps from the high-resolution map to the pooled global map, its address and size."""
-        ext, n = extension.load(), self._shape[0]
-        steps: list[Step] = []
-        x = self._high
-        for i in range(9):
-            out_h, out_w = (cpu_pack.strided(size, BOTTLENECKS[i][1]) for size in (h, w))
-            y = self._map((64, 96, 128)[i // 3], out_h, out_w)
-            block = self._weights.trunk.bottleneck(i, x, n, h, w, y)
-            steps.append(self._step(f"bottleneck{i // 3 + 1}.{i % 3}", *block))
-            x, h, w = y, out_h, out_w
-        y = self._map(128, h, w)
-        pyramid = self._weights.pyramid.arguments(h, w, self._config.ppm_align_corners)
-        args = (x, n, h, w, 128, *pyramid, y)
-        steps.append(self._step("pyramid_pool", ext.pyramid_pool, args))
-        return steps, y, h, w
-
-    def _fusion(self, low: int, low_h: int, low_w: int) -> list[Step]:
-        """Steps from both maps to the first DSConv of the classifier."""
-        ext, weights, config = extension.load(), self._weights, self._config
-        n, h, w = self._shape
-        steps: list[Step] = []
-        if weights.dense:  # commutes with the sampling
-            x, low = low, self._map(128, low_h, low_w)
-            args = (x, 0, n * low_h * low_w, weights.dense, cpu_pack.ACTIVATIONS["none"], low)
-            steps.append(self._step("feature_fusion.dense", ext.pointwise_conv, args))
-        axes = [ext.Axis(*s, config.ffm_align_corners) for s in ((low_h, h), (low_w, w))]
-        fused, self._classified = self._map(128, h, w), self._map(128, h, w)
-        fusion = weights.trunk.fusion(self._high, low, n, axes, fused)
-        steps.append(self._step("feature_fusion", *fusion))
-        first = weights.trunk.dsconv(0, fused, n, h, w, None, self._classified)
-        steps.append(self._step("classifier.dsconv1", *first))
-        return steps
-
-
-def _size(x: Tensor) -> Size:
-    """(H, W) of a uint8 frame N x H x W x 3 or of a normalised N x 3 x H x W tensor."""
-    return (x.shape[1], x.shape[2]) if x.dtype == torch.uint8 else (x.shape[2], x.shape[3])
+def _frame(x: Tensor) -> tuple[tuple[Any, ...], Tensor]:
+    """What `_C.Network` takes as frames, and the tensor that it points to."""
+    op = "CpuRuntime"
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+        x = cpu_pack.nhwc(op, "frame", x, 3)
+        n, _, h, w = x.shape
+        return (x.data_ptr(), False, n, h, w, 0, False), x
+    if x.dim() != 4 or x.shape[3] != 3 or 0 in x.shape:
+        raise ValueError(f"{op}: frame has shape {tuple(x.shape)}, expected uint8 N x H x W x 3")
+    x = cpu_pack.dense_bytes(op, "frame", x, tuple(x.shape))
+    n, h, w, _ = x.shape
+    return (x.data_ptr(), True, n, h, w, 3 * w, False), x

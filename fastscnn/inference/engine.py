@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,8 @@ Size = tuple[int, int]
 Results = dict[str, Tensor]
 
 OUTPUTS = ("labels", "confidence", "probabilities", "logits")
-#: Threads capture in turn: `torch.cuda.graph` has one stream for all of them, and what comes before
-#: a capture (a synchronisation of the device) would break another one.
+#: Threads capture in turn: what comes before a capture (a synchronisation of the device) would
+#: break another one, and warnings are caught for all threads.
 _CAPTURING = threading.Lock()
 
 
@@ -106,7 +108,9 @@ class Engine:
 
         `frames` is uint8 RGB N x H x W x 3 or normalised float N x 3 x H x W on the engine's
         device, in any layout (a view that is not contiguous is copied). The results are the
-        engine's own buffers: the next call with this shape overwrites them.
+        engine's own buffers: the next call with this shape overwrites them. A call from another
+        stream than the one before waits for what that stream was given until then, its reads of
+        the results included.
         """
         self._check(frames)
         return self._graph(frames, size).run(frames)
@@ -228,6 +232,7 @@ class _Graph:
         self.input = torch.empty_like(frames, memory_format=torch.contiguous_format)
         if frames.device.type == "cuda":
             with _CAPTURING, torch.cuda.device(frames.device):
+                self._stream = torch.cuda.current_stream()
                 pool_bytes = self._capture()
             self.bytes = self.input.nbytes + pool_bytes
         else:
@@ -235,27 +240,60 @@ class _Graph:
             self.bytes = self.input.nbytes + sum(t.nbytes for t in self._results.values())
 
     def _capture(self) -> int:
-        """Warms up (compiles) on a side stream, captures, and returns the graph's bytes."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
+        """Warms up (compiles) and captures on a side stream; returns the graph's bytes.
+
+        The stream is this device's: torch's own for captures belongs to the first device that had
+        one, and on another device the work would run at once and leave the graph empty.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(self._stream)
         with torch.cuda.stream(side):
             self._compute(self.input)
-        current.wait_stream(side)
+        self._stream.wait_stream(side)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # entering a capture does so too; here it settles the count
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may allocate
+        # Errors of this thread only: others may allocate.
+        with (
+            _no_empty_graph(),
+            torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+        ):
             self._results = self._compute(self.input)
         self._graph = graph
         return torch.cuda.memory_reserved() - before
 
     def run(self, frames: Tensor) -> Results:
-        if frames.data_ptr() != self.input.data_ptr():
-            self.input.copy_(frames)
-        if self._graph is not None:
-            self._graph.replay()
-        else:
+        if self._graph is None:
+            self._fill(frames)
             for name, t in self._compute(self.input).items():
                 self._results[name].copy_(t)
+            return dict(self._results)
+        stream = torch.cuda.current_stream(self.input.device)
+        if stream != self._stream:  # which may still read the input or the results
+            stream.wait_stream(self._stream)
+            self.input.record_stream(stream)
+            self._stream = stream
+        self._fill(frames)
+        self._graph.replay()
         return dict(self._results)
+
+    def _fill(self, frames: Tensor) -> None:
+        if frames.data_ptr() != self.input.data_ptr():
+            self.input.copy_(frames)
+
+
+@contextmanager
+def _no_empty_graph() -> Iterator[None]:
+    """Raises RuntimeError where a capture inside recorded no kernel, of which torch only warns:
+    replays would return what was in the buffers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if "CUDA Graph is empty" in str(warning.message):
+            raise RuntimeError(
+                "the capture recorded nothing, its kernels ran on another device or stream: make "
+                "the engine's device current (torch.cuda.set_device) before the first call"
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

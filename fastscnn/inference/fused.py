@@ -16,7 +16,7 @@ from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn.inference.plan import Row, plan
 from fastscnn.network.model import FastSCNN, check_input
-from fastscnn.network.segment import Size
+from fastscnn.network.segment import Size, resize_frames
 from fastscnn_kernels import composition
 
 
@@ -150,13 +150,13 @@ class FusedFastSCNN(FastSCNN):
         ops = composition.on(device) if on_gpu else composition.assumed()
         return plan(self.config, self.num_classes, size, batch=batch, dtype=dtype, ops=ops)
 
-    def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
+    def _labels(self, frames: Tensor, size: Size, out: Size, threads: int | None = None) -> Tensor:
         folded = self._folded_for(frames)
         if folded is None:
-            return super()._labels(frames, out, threads)
+            return super()._labels(frames, size, out, threads)
         if frames.device.type == "cuda":
-            return folded.engine(self)(frames, out)["labels"].clone()
-        labels: Tensor = folded.runtime.labels(frames, out, threads)
+            return folded.engine(self)(resize_frames(frames, size), out)["labels"].clone()
+        labels: Tensor = folded.runtime.labels(frames, out, threads, size=size)
         return labels
 
     def _folded_for(self, x: Tensor) -> _Folded | None:
@@ -171,6 +171,8 @@ class FusedFastSCNN(FastSCNN):
         wants_gradient = x.requires_grad or any(p.requires_grad for p in self.parameters())
         if torch.is_grad_enabled() and wants_gradient:
             return None
+        if torch.compiler.is_exporting():
+            return None  # other programs have no operations but torch's
         if torch.compiler.is_compiling():  # registered operations, which a trace keeps whole
             runtime = GpuRuntime(fold(self), self.config, self.num_classes, self._dtype())
             return _Folded(runtime)

@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB frames, and anything array-like to tensors and back."""
+"""Image files and PIL images to uint8 RGB frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".avif")
+}
 
 
 class ImageError(ValueError):
@@ -27,7 +29,8 @@ class TooManyPixels(ImageError):
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 RGB H x W x 3, EXIF rotation applied.
 
-    Grayscale, palette, RGBA (alpha dropped), CMYK and 16-bit files are converted. Raises ImageError
+    Grayscale, palette, RGBA (alpha dropped), CMYK and 16-bit files are converted; of several frames
+    (GIF, AVIF) it is the first. Raises ImageError
     for a file that cannot be read, and for floating-point pixels, which have no known white.
     """
     return read_image_noted(path)[0]
@@ -39,7 +42,8 @@ def read_image_noted(path: Path) -> tuple[np.ndarray, str | None]:
         return decode_image(path, str(path))
     except UnknownFormat:
         reason = "it is empty" if path.stat().st_size == 0 else "not an image format known here"
-        raise ImageError(f"{path}: {reason}; expected a JPEG, PNG, BMP, WebP or TIFF") from None
+        kinds = "JPEG, PNG, BMP, WebP, TIFF, GIF or AVIF (Pillow 11.3 or newer)"
+        raise ImageError(f"{path}: {reason}; expected a {kinds}") from None
 
 
 def decode_image(
@@ -63,7 +67,7 @@ def decode_image(
                 )
             im.load()
             mode = im.mode
-            rgb = _to_rgb(ImageOps.exif_transpose(im))
+            rgb = to_rgb(ImageOps.exif_transpose(im))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -75,7 +79,8 @@ def decode_image(
     return np.array(rgb), None if mode == "RGB" else f"{mode} converted to RGB"
 
 
-def _to_rgb(im: Image.Image) -> Image.Image:
+def to_rgb(im: Image.Image) -> Image.Image:
+    """A PIL image of any mode as RGB; ValueError for pixels that have no known white."""
     if im.mode == "F":
         _refuse_range(im, "floating-point pixels")
     if im.mode.startswith("I;16") or im.mode == "I":  # Pillow's own convert would clip at 255

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fastscnn.classes import Classes
+from fastscnn_kernels.cpu import operations as cpu
 
 
 def palette(classes: Classes) -> np.ndarray:
@@ -16,8 +19,9 @@ def palette(classes: Classes) -> np.ndarray:
 
 
 def colorize(labels: np.ndarray, classes: Classes) -> np.ndarray:
-    """uint8 labels H x W in the classes' colours, uint8 H x W x 3."""
-    return palette(classes)[labels]
+    """uint8 labels H x W in the classes' colours, uint8 H x W x 3; labels beyond the classes are
+    black."""
+    return cpu.colorize(_bytes("labels", labels), _colors(classes)).numpy()
 
 
 def overlay(
@@ -27,15 +31,27 @@ def overlay(
 
     `opacity` 0 is the frame alone, 1 the colours alone. Ignored pixels (255) stay untinted.
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity={opacity}: expected 0..1")
-    alpha = round(opacity * 256)
-    tint = palette(classes).astype(np.uint16) * alpha
-    weight = np.full(256, 256 - alpha, np.uint16)
-    weight[len(classes) :] = 256
-    tint[len(classes) :] = 0
-    mixed = frame.astype(np.uint16) * weight[labels][..., None] + tint[labels]
-    return (mixed >> 8).astype(np.uint8)
+    mixed = cpu.overlay(
+        _bytes("frame", frame), _bytes("labels", labels), _colors(classes), opacity=opacity
+    )
+    return mixed.numpy()
+
+
+def _colors(classes: Classes) -> Tensor:
+    return torch.tensor(classes.colors, dtype=torch.uint8).reshape(-1, 3)
+
+
+def _bytes(name: str, values: np.ndarray) -> Tensor:
+    """`values` of any integer dtype as uint8; the same memory where that is possible."""
+    if values.dtype != np.uint8:
+        if values.dtype.kind not in "iu" or (
+            values.size and not 0 <= values.min() <= values.max() < 256
+        ):
+            raise ValueError(f"{name} is {values.dtype}: expected uint8 values 0..255")
+        values = values.astype(np.uint8)
+    values = np.ascontiguousarray(values)
+    # torch has no read-only tensors
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def palette_image(labels: np.ndarray, classes: Classes) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,10 +22,34 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def same_padding(size: int, stride: int = 2, kernel: int = 3) -> tuple[int, int]:
-    """Zeros before and after an axis under TensorFlow's SAME rule: the odd one goes to the end."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+def pool(x: Tensor, bins: int) -> Tensor:
+    """Adaptive average pooling of N x C x h x w to bins x bins.
+
+    In `torch.onnx.export` as a product with matrices of shares: ONNX has no such operation.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return F.adaptive_avg_pool2d(x, bins)
+    rows, columns = (_shares(x, axis, bins) for axis in (2, 3))
+    return rows @ x @ columns.t()
+
+
+def _shares(x: Tensor, axis: int, bins: int) -> Tensor:
+    """What each of an axis's n cells gives to each bin: bins x n.
+
+    Bin i of b has the cells from floor(i n / b) to ceil((i + 1) n / b).
+    """
+    size = x.shape[axis]
+    cell = torch.arange(size, device=x.device)
+    edges = torch.arange(bins, device=x.device).unsqueeze(1) * size
+    begin = torch.div(edges, bins, rounding_mode="floor")
+    end = torch.div(edges + size + bins - 1, bins, rounding_mode="floor")
+    inside = (cell >= begin) & (cell < end)
+    return inside.to(x.dtype) / (end - begin).to(x.dtype)
+
+
+def same_padding(size: int) -> tuple[int, int]:
+    """Zeros before and after an axis for 3x3 with stride 2 under TensorFlow's SAME rule."""
+    return size % 2, 1
 
 
 class ConvBN(nn.Module):

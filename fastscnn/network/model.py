@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscnn.network.blocks import Bottleneck, ConvBN, DSConv, resize
+from fastscnn.network.blocks import Bottleneck, ConvBN, DSConv, pool, resize
 from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.segment import MIN_SIZE, Segmenter
 
@@ -61,7 +61,7 @@ class PyramidPooling(nn.Module):
         size = (x.shape[2], x.shape[3])
         maps = {0: x}
         for bins, branch in zip(self.bins, self.branches, strict=True):
-            maps[bins] = resize(branch(F.adaptive_avg_pool2d(x, bins)), size, self.align_corners)
+            maps[bins] = resize(branch(pool(x, bins)), size, self.align_corners)
         return self.join(torch.cat([maps[b] for b in self.order], dim=1))
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from fastscnn.network.config import FastSCNNConfig
+from fastscnn_kernels.cpu import operations as cpu
 
 if TYPE_CHECKING:
     from fastscnn.checkpoints.card import Card
@@ -41,20 +44,28 @@ class Segmenter:
         """Labels of a uint8 frame: H x W x 3 to uint8 H x W, or N x H x W x 3 to N x H x W.
 
         `frame` is a numpy array, a tensor on any device, or anything with `__dlpack__`; the labels
-        come back as the same kind, at the frame's size. `size=(height, width)` is the network's
-        input size (the frame is resized to it bilinearly); None means the working size that the
-        checkpoint's card names, scaled to the frame's aspect, or else the frame's own size.
+        come back as the same kind, at the frame's size. A PIL image or the path of an image file
+        gives a numpy array, and a list of frames of any kinds and sizes gives a list.
+
+        `size=(height, width)` is the network's input size (the frame is resized to it bilinearly);
+        None means the working size that the checkpoint's card names, scaled to the frame's aspect,
+        or else the frame's own size.
         `channels="bgr"` takes OpenCV's order. `threads` is the number of CPU threads; None means
         torch's setting.
 
         Raises TypeError or ValueError naming what was expected for anything else.
         """
         self._check_call(threads)
+        if isinstance(frame, (list, tuple)):
+            if any(isinstance(one, (list, tuple)) for one in frame):
+                raise TypeError("frame is a list of lists: expected a list of frames")
+            how: Any = {"size": size, "channels": channels, "threads": threads}
+            return [self.segment(one, **how) for one in frame]
         frames, restore = to_frames(frame, channels)
         out = (frames.shape[1], frames.shape[2])
         with torch.no_grad():
-            frames = resize_frames(frames.to(self._device()), self.input_size(out, size))
-            return restore(self._labels(frames, out, threads))
+            frames = frames.to(self._device())
+            return restore(self._labels(frames, self.input_size(out, size), out, threads))
 
     def preprocess(self, frame: Any, *, size: Size | None = None, channels: str = "rgb") -> Tensor:
         """The normalised float N x 3 x H x W that `model(x)` takes, on the model's device.
@@ -85,8 +96,8 @@ class Segmenter:
         if size is None:
             size = frame
             if self.card is not None and self.card.size is not None:
-                scale = min(self.card.size) / min(frame)
-                size = (round(frame[0] * scale), round(frame[1] * scale))
+                side, shorter = min(self.card.size), min(frame)  # exact until it is rounded
+                size = (round(frame[0] * side / shorter), round(frame[1] * side / shorter))
                 if max(size) > MAX_SIZE:
                     raise ValueError(
                         f"frame {frame[0]}x{frame[1]} would be scaled to {size[0]}x{size[1]}, the "
@@ -116,9 +127,10 @@ class Segmenter:
         x = (frames.float() / 255 - mean) / std
         return x.permute(0, 3, 1, 2).to(self._dtype())
 
-    def _labels(self, frames: Tensor, out: Size, threads: int | None = None) -> Tensor:
-        """uint8 N x H x W x 3 on the model's device to uint8 labels N x out."""
+    def _labels(self, frames: Tensor, size: Size, out: Size, threads: int | None = None) -> Tensor:
+        """uint8 N x H x W x 3 on the model's device, resized to `size`, to uint8 labels N x out."""
         with torch_threads(threads):
+            frames = resize_frames(frames, size)
             scores: Tensor = self.scores(self._normalize(frames))  # type: ignore[attr-defined]
             logits = F.interpolate(
                 scores.float(), out, mode="bilinear", align_corners=self.config.head_align_corners
@@ -149,20 +161,27 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def resize_frames(frames: Tensor, size: Size) -> Tensor:
-    """Bilinear resize of uint8 N x H x W x 3, rounded to uint8; unchanged if it has that size."""
+    """Bilinear resize of uint8 N x H x W x 3, rounded to uint8; unchanged if it has that size.
+
+    On the CPU as `fastscnn_kernels.reference.resize_frame` says; a GPU may differ by one level.
+    """
     if (frames.shape[1], frames.shape[2]) == size:
         return frames
-    x = frames.permute(0, 3, 1, 2)
-    if frames.device.type != "cpu":  # torch resizes uint8 on the CPU only
-        x = x.float()
+    if frames.device.type == "cpu":
+        return cpu.resize_frame(frames, size)
+    x = frames.permute(0, 3, 1, 2).float()
     y = F.interpolate(x, size, mode="bilinear", align_corners=False)
-    return (y if y.dtype == torch.uint8 else y.round().byte()).permute(0, 2, 3, 1).contiguous()
+    return y.round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tensor], Any]]:
     """A frame or batch as an RGB tensor N x H x W x 3, and how its labels become the same kind."""
     if channels not in ("rgb", "bgr"):
         raise ValueError(f'channels={channels!r}: expected "rgb" or "bgr"')
+    if isinstance(frame, (str, Path, Image.Image)):
+        if channels == "bgr":
+            raise ValueError('channels="bgr" is of arrays: files and PIL images say so themselves')
+        frame = _read(frame)
     tensor, back = _as_tensor(frame)
     if tensor.dtype != torch.uint8:
         raise TypeError(
@@ -188,6 +207,14 @@ def to_frames(frame: Any, channels: str = "rgb") -> tuple[Tensor, Callable[[Tens
     return frames.contiguous(), restore
 
 
+def _read(picture: str | Path | Image.Image) -> np.ndarray:
+    from fastscnn.media.frames import read_image, to_rgb
+
+    if isinstance(picture, Image.Image):
+        return np.asarray(to_rgb(picture))
+    return read_image(Path(picture))
+
+
 def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     if isinstance(frame, Tensor):
         return frame.detach(), lambda labels: labels
@@ -206,8 +233,8 @@ def _as_tensor(frame: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         back = getattr(library, "from_dlpack", None)
         return torch.from_dlpack(frame), back or (lambda labels: labels)
     raise TypeError(
-        f"frame is {type(frame).__name__}: expected a numpy array, a torch tensor or an object "
-        "with __dlpack__ (np.asarray(frame) converts a PIL image)"
+        f"frame is {type(frame).__name__}: expected a numpy array, a torch tensor, an object with "
+        "__dlpack__, a PIL image or the path of an image"
     )
 
 

@@ -19,17 +19,21 @@ from torch import Tensor
 from fastscnn_kernels import extension
 from fastscnn_kernels.cpu import pack as pack
 from fastscnn_kernels.cpu.heads import argmax_head, resize, softmax_head
+from fastscnn_kernels.cpu.pictures import colorize, overlay, resize_frame
 
 __all__ = [
     "argmax_head",
+    "colorize",
     "depthwise_conv",
     "dsconv",
     "feature_fusion",
     "inverted_residual",
     "learning_to_downsample",
+    "overlay",
     "pointwise_conv",
     "pyramid_pool",
     "resize",
+    "resize_frame",
     "softmax_head",
     "stem_conv",
 ]

@@ -57,6 +57,18 @@ def dense(op: str, name: str, x: Tensor, dims: int = 4) -> Tensor:
     return x.detach().contiguous()
 
 
+def dense_bytes(op: str, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` as a contiguous uint8 CPU tensor of that shape."""
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8:
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{op}: {name} is {got}, expected a torch.Tensor of torch.uint8")
+    if x.device.type != "cpu":
+        raise ValueError(f"{op}: {name} is on {x.device}, expected a CPU tensor; use {name}.cpu()")
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, expected {shape}")
+    return x.contiguous()
+
+
 def nhwc(op: str, name: str, x: Tensor, channels: int | None = None) -> Tensor:
     """`x` as a dense channels_last float32 CPU tensor; the same memory where it is one already."""
     if isinstance(x, Tensor) and x.dim() == 4:

@@ -1,0 +1,220 @@
+// The trunk in float32 and in int8.
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "quantize.h"
+#include "weights.h"
+
+namespace fastscnn {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Activation kReluActivation = {0.f, kInfinity};
+
+std::string bottleneck_name(int i) {
+    return "global_feature_extractor.bottleneck" + std::to_string(i / 3 + 1) + "." +
+           std::to_string(i % 3);
+}
+
+std::string dsconv_name(int i) { return "classifier.dsconv" + std::to_string(i + 1); }
+
+class FloatTrunk : public Trunk {
+  public:
+    FloatTrunk(const NetworkConfig& config, const Convs& convs, const std::string& isa)
+        : kernels_(find_kernels(isa)),
+          low_(convs.matrix("feature_fusion.low", isa)),
+          high_(convs.matrix("feature_fusion.high", isa)),
+          dilation_(config.ffm_dilation),
+          bottleneck_act_{0.f, config.bottleneck_relu6 ? 6.f : kInfinity},
+          mid_act_{config.dsconv_relu ? 0.f : -kInfinity, kInfinity} {
+        for (int i = 0; i < 9; ++i) {
+            const std::string name = bottleneck_name(i);
+            blocks_.push_back({convs.matrix(name + ".expand", isa),
+                               convs.taps(name + ".depthwise", isa),
+                               convs.matrix(name + ".project", isa)});
+        }
+        for (int i = 0; i < 2; ++i)
+            dsconvs_.push_back({convs.taps(dsconv_name(i) + ".depthwise", isa),
+                                convs.matrix(dsconv_name(i) + ".pointwise", isa)});
+        if (!config.ffm_dense) taps_.push_back(convs.taps("feature_fusion.depthwise", isa));
+    }
+
+    int64_t bottleneck(int i, Map x, float* y, Call call) const override {
+        const Block& b = blocks_[i];
+        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride,
+                                           b.expand.view(), b.taps.view(), b.project.view(),
+                                           bottleneck_act_, i % 3 > 0, y, call.pool, call.threads,
+                                           call.scratch});
+    }
+
+    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
+                   Call call) const override {
+        return kernels_.feature_fusion({high.data, low, high.batch, view(rows), view(cols),
+                                        taps_.empty() ? Taps{} : taps_[0].view(), dilation_,
+                                        low_.view(), high_.view(), y, call.pool, call.threads,
+                                        call.scratch});
+    }
+
+    int64_t dsconv(int i, Map x, const PackedMatrix* last, float* y, Call call) const override {
+        return kernels_.dsconv({x.data, x.batch, x.h, x.w, 1, 1, dsconvs_[i].taps.view(), mid_act_,
+                                dsconvs_[i].weight.view(), kReluActivation,
+                                last ? last->view() : Matrix{}, y, call.pool, call.threads,
+                                call.scratch});
+    }
+
+  private:
+    struct Block {
+        PackedMatrix expand;
+        PackedTaps taps;
+        PackedMatrix project;
+    };
+    struct Dsconv {
+        PackedTaps taps;
+        PackedMatrix weight;
+    };
+    const Kernels& kernels_;
+    std::vector<Block> blocks_;
+    std::vector<Dsconv> dsconvs_;
+    std::vector<PackedTaps> taps_;  // of the fusion: one, or none where its first layer is dense
+    PackedMatrix low_, high_;
+    int dilation_;
+    Activation bottleneck_act_, mid_act_;
+};
+
+// Ranges by the name of the convolution whose input they are of.
+class Ranges {
+  public:
+    explicit Ranges(const Model& model) {
+        const std::vector<std::string> names = int8_inputs(model.config);
+        if (names.size() != model.ranges.size())
+            throw std::invalid_argument("the model has " + std::to_string(model.ranges.size()) +
+                                        " int8 ranges: expected " + std::to_string(names.size()) +
+                                        ", or none");
+        for (size_t i = 0; i < names.size(); ++i) {
+            const Range& range = model.ranges[i];
+            if (!(range[0] <= 0 && range[1] >= 0 && range[1] - range[0] < 1e30))
+                throw std::invalid_argument("int8 range of " + names[i] +
+                                            ": expected finite numbers, low <= 0 <= high");
+            ranges_[names[i]] = range;
+        }
+    }
+
+    const Range& operator[](const std::string& name) const { return ranges_.at(name); }
+
+    // Of what lies behind ReLU.
+    const Range& positive(const std::string& name) const {
+        if (ranges_.at(name)[0] < 0)
+            throw std::invalid_argument("int8 range of " + name +
+                                        ": expected one that starts at 0 (behind ReLU or ReLU6)");
+        return ranges_.at(name);
+    }
+
+  private:
+    std::map<std::string, Range> ranges_;
+};
+
+class Int8Trunk : public Trunk {
+  public:
+    Int8Trunk(const Model& model, const Convs& convs, const std::string& isa)
+        : kernels_(find_kernels_int8(isa)), dilation_(model.config.ffm_dilation) {
+        const Ranges ranges(model);
+        const auto floats = [&](const std::string& name, const int8::Steps& source) {
+            const ConvShape& shape = convs.shape(name);
+            return int8::to_floats(shape, convs.conv(name), source).matrix(shape);
+        };
+        const auto bytes = [&](const std::string& name, const int8::Steps& source,
+                               const Range& range, int8::Steps& target) {
+            return int8::to_bytes(convs.shape(name), convs.conv(name), source, range, target);
+        };
+        for (int i = 0; i < 9; ++i) {
+            const std::string name = bottleneck_name(i);
+            const int8::Steps in = int8::steps(ranges[name + ".expand"]);
+            int8::Steps hidden, filtered;
+            const int8::Product expand =
+                bytes(name + ".expand", in, ranges.positive(name + ".depthwise"), hidden);
+            const int8::Product taps =
+                bytes(name + ".depthwise", hidden, ranges.positive(name + ".project"), filtered);
+            blocks_.push_back({in.quantizer(), expand.matrix(convs.shape(name + ".expand")),
+                               taps.taps(), floats(name + ".project", filtered)});
+        }
+        for (int i = 0; i < 2; ++i) {
+            const std::string name = dsconv_name(i);
+            const int8::Steps in = int8::steps(ranges[name + ".depthwise"]);
+            int8::Steps filtered;
+            const int8::Product taps =
+                bytes(name + ".depthwise", in, ranges[name + ".pointwise"], filtered);
+            dsconvs_.push_back(
+                {in.quantizer(), taps.taps(), floats(name + ".pointwise", filtered)});
+        }
+        const std::string fusion = "feature_fusion.";
+        const int8::Steps high = int8::steps(ranges[fusion + "high"]);
+        int8::Steps low = int8::steps(ranges.positive(fusion + "low")), filtered = low;
+        if (!model.config.ffm_dense) {
+            low = int8::steps(ranges[fusion + "depthwise"]);
+            taps_.push_back(
+                bytes(fusion + "depthwise", low, ranges[fusion + "low"], filtered).taps());
+        }
+        low_in_ = low.quantizer(), high_in_ = high.quantizer();
+        fusion_.push_back(floats(fusion + "low", filtered));
+        fusion_.push_back(floats(fusion + "high", high));
+    }
+
+    int64_t bottleneck(int i, Map x, float* y, Call call) const override {
+        const Block& b = blocks_[i];
+        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride, b.in,
+                                           b.expand.view(), b.taps.view(), b.project.view(),
+                                           i % 3 > 0, y, call.pool, call.threads, call.scratch});
+    }
+
+    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
+                   Call call) const override {
+        return kernels_.feature_fusion({high.data, low, high.batch, view(rows), view(cols),
+                                        high_in_, low_in_,
+                                        taps_.empty() ? TapsInt8{} : taps_[0].view(), dilation_,
+                                        fusion_[0].view(), fusion_[1].view(), y, call.pool,
+                                        call.threads, call.scratch});
+    }
+
+    int64_t dsconv(int i, Map x, const PackedMatrix* last, float* y, Call call) const override {
+        const Dsconv& d = dsconvs_[i];
+        return kernels_.dsconv({x.data, x.batch, x.h, x.w, d.in, d.taps.view(), d.weight.view(),
+                                kReluActivation, last ? last->view() : Matrix{}, y, call.pool,
+                                call.threads, call.scratch});
+    }
+
+  private:
+    struct Block {
+        Quantizer in;
+        PackedMatrixInt8 expand;
+        PackedTapsInt8 taps;
+        PackedMatrixInt8 project;
+    };
+    struct Dsconv {
+        Quantizer in;
+        PackedTapsInt8 taps;
+        PackedMatrixInt8 weight;
+    };
+    const KernelsInt8& kernels_;
+    std::vector<Block> blocks_;
+    std::vector<Dsconv> dsconvs_;
+    std::vector<PackedTapsInt8> taps_;  // of the fusion: one, or none
+    std::vector<PackedMatrixInt8> fusion_;
+    Quantizer low_in_, high_in_;
+    int dilation_;
+};
+
+}  // namespace
+
+std::unique_ptr<Trunk> make_float_trunk(const NetworkConfig& config, const Convs& convs,
+                                        const std::string& isa) {
+    return std::make_unique<FloatTrunk>(config, convs, isa);
+}
+
+std::unique_ptr<Trunk> make_int8_trunk(const Model& model, const Convs& convs,
+                                       const std::string& isa) {
+    return std::make_unique<Int8Trunk>(model, convs, isa);
+}
+
+}  // namespace fastscnn

@@ -1,0 +1,1 @@
+"""Files that run elsewhere, and the proof that they compute what the model computes."""

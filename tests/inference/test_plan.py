@@ -1,0 +1,85 @@
+"""The plan's rows against hand-computed sizes of the paper's network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastscnn.inference.plan import Row, plan, table
+from fastscnn.network.config import PRESETS
+from fastscnn_kernels import reference
+from fastscnn_kernels.composition import Composition
+from fastscnn_kernels.cuda import operations as cuda
+
+ROOT = Path(__file__).parents[2]
+PAPER = PRESETS["paper"]
+TRITON = Composition(reference, "triton")
+BOTH = Composition(reference, "triton", tuple(cuda.TYPES))
+
+
+def test_paper_at_full_size() -> None:
+    rows = plan(PAPER, 19, (1024, 2048), ops=TRITON)
+    stem, last = rows[0], rows[-1]
+    assert (stem.op, stem.output) == ("stem_conv", (1, 32, 512, 1024))
+    assert stem.flops == 2 * 452_984_832  # 452.98 MMAC
+    assert stem.bytes == 1024 * 2048 * 3 + 2 * (32 * 512 * 1024 + 864 + 32)
+    assert (last.op, last.output) == ("argmax_head", (1, 1024, 2048))
+    assert last.bytes == 2 * 19 * 128 * 256 + 1024 * 2048
+    # 6.71 GMAC of convolutions; sampling, pooling and the head add under 4 %
+    assert 13.42 < sum(r.gflop for r in rows) < 13.42 * 1.04
+    assert len(rows) == 35
+
+
+def test_floor_is_the_slower_of_bytes_and_flops() -> None:
+    half, single = (
+        plan(PAPER, 19, (512, 1024), dtype=d, ops=TRITON) for d in (torch.half, torch.float32)
+    )
+    assert half[0].floor_us == pytest.approx(half[0].bytes / 3e6)
+    expand = single[3]
+    assert expand.op == "pointwise_conv"
+    assert expand.floor_us == pytest.approx(expand.flops / 67e6)
+
+
+def by_cuda(rows: list[Row]) -> list[str]:
+    return [r.op for r in rows if r.implementation == "cuda"]
+
+
+def test_with_cuda_a_frame_is_18_launches() -> None:
+    """Every block in one kernel, the scores' 1x1 in the last of them, one fill for all counters."""
+    alone, rows = (plan(PAPER, 19, (1024, 2048), ops=ops) for ops in (TRITON, BOTH))
+    assert by_cuda(rows) == [
+        "learning_to_downsample", *["inverted_residual"] * 9, "dsconv", "dsconv", "argmax_head",
+    ]  # fmt: skip
+    rest = [(r.op, r.implementation) for r in rows if r.implementation != "cuda"]
+    assert rest == [
+        ("counters", "torch"), ("pool_rows", "triton"), ("pool_branches", "triton"),
+        ("pool_join", "triton"), ("feature_fusion", "triton"),
+    ]  # fmt: skip
+    assert len(rows) == 18
+    assert "\n18 launches." in (ROOT / "csrc" / "cuda" / "BUDGET.md").read_text()
+    assert sum(r.flops for r in rows) == sum(r.flops for r in alone)
+    moved = sum(r.bytes for r in rows)
+    assert moved < sum(r.bytes for r in alone) / 4
+    last = rows[-2]
+    assert (last.input, last.output) == ((1, 128, 128, 256), (1, 19, 128, 256))
+    weights = 9 * 128 + 128 + 128 * 128 + 128 + 19 * 128 + 19
+    assert last.bytes == 2 * (147 * 128 * 256 + weights)
+
+
+def test_what_cuda_does_not_take_is_shown() -> None:
+    assert by_cuda(plan(PAPER, 19, (256, 512), dtype=torch.float32, ops=BOTH)) == []
+    text = table(plan(PAPER, 19, (256, 512), ops=Composition(reference, "torch", (torch.half,))))
+    assert "feature_fusion         torch" in text
+    assert "pyramid_pool           torch" in text
+    assert "PyTorch runs in several kernels" in text
+
+
+@pytest.mark.parametrize("ops", [TRITON, BOTH], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_and_batch(preset: str, ops: Composition) -> None:
+    one = plan(PRESETS[preset], 11, (511, 1023), ops=ops)
+    four = plan(PRESETS[preset], 11, (511, 1023), batch=4, ops=ops)
+    assert sum(r.flops for r in four) == 4 * sum(r.flops for r in one)
+    assert f"{len(one)} kernels" in table(one)

@@ -1,0 +1,492 @@
+"""Whole training runs on drawn data: learning, resuming, many processes, bad input."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import training_data
+from PIL import Image
+from torch import Tensor
+from training_data import (
+    command,
+    one_thread,  # noqa: F401 (used by every test)
+    tiny,
+    trainer,
+    write_folder,
+    write_image_folders,
+)
+
+from fastscnn import FusedFastSCNN, load
+from fastscnn.checkpoints.files import read_checkpoint
+from fastscnn.training.train import Trainer
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("drawn") / "own")
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(run / "last.pth", weights_only=True)
+    return state
+
+
+def tensors(value: Any, name: str = "") -> dict[str, Tensor]:
+    """All tensors in nested dicts and lists, by path."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if not isinstance(value, (dict, list)):
+        return {name: torch.tensor(float(value or 0))}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: t for key, v in items for k, t in tensors(v, f"{name}/{key}").items()}
+
+
+def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("model", "average", "optimizer", "scaler"):
+        a, b = tensors(one[part] or {}), tensors(other[part] or {})
+        assert a.keys() == b.keys()
+        differ = [k for k in a if not torch.equal(a[k], b[k])]
+        assert not differ, f"{part}: {len(differ)} of {len(a)} tensors differ, first {differ[0]}"
+
+
+# Learning
+
+
+def test_a_run_learns_and_keeps_what_it_should(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "run"
+    argv = ("--recipe", "camvid", "--epochs", 8, "--batch", 4, "--crop", "64x96")
+    options = ("--size", "64x96", "--val-every", 4, "--workers", 0, "--threads", 1, "--plot")
+    assert command("train", data, "-o", out, *argv, *options, "--overlays-every", 4) == 0
+    rows = list(csv.DictReader((out / "log.csv").open()))
+    assert [r["epoch"] for r in rows] == [str(i) for i in range(1, 9)]
+    assert float(rows[-1]["loss"]) < 0.6 * float(rows[0]["loss"])
+    assert float(rows[-1]["miou"]) > 0.5
+    checkpoint = read_checkpoint(out / "best.safetensors")
+    card = checkpoint.card
+    assert (card.classes, card.size) == (("ground", "band", "box"), (64, 96))
+    assert card.recipe["batch"] == 4
+    assert card.metrics["miou"] == max(float(r["miou"]) for r in rows if r["miou"])
+    picture = Image.open(out / "overlays/epoch_0008/000.png")
+    assert picture.size == (192, 64)
+    assert (out / "curves.png").stat().st_size > 5000
+    model = load(out / "best.safetensors", device="cpu")
+    frame = np.array(Image.open(data / "val/images/000.png"))
+    assert (model.segment(frame) == np.array(Image.open(data / "val/masks/000.png"))).mean() > 0.7
+
+
+def test_the_plan_is_printed(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer(tiny(epochs=5, val_every=5), data, tmp_path / "run", quiet=False).run()
+    text = capsys.readouterr().out
+    for part in (
+        "8 training, 4 validation images, 96x64, 3 classes",
+        "crop 64x96",
+        "best mIoU ",
+        "band ",
+        "2 an epoch of 4 images each, 5 epochs, 10 in all; 0 done",
+        "s a step:",
+        "epoch 5/5",
+        "mIoU",
+        "waiting for data",
+    ):
+        assert part in text, part
+
+
+def test_images_left_over_and_finished_runs_are_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny(epochs=1, batch=5)
+    trainer(recipe, data, tmp_path / "run", quiet=False).run()
+    text = capsys.readouterr().out
+    assert "3 images do not fill a batch" in text
+    assert "nothing to do" not in text
+    trainer(recipe, data, tmp_path / "run", quiet=False).run()
+    assert "nothing to do: the run has all its epochs" in capsys.readouterr().out
+
+
+def test_the_recipe_that_was_chosen_is_said(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--epochs", 1, "--batch", 4, "--crop", "64x96", "--workers", 0, "--threads", 1)
+    assert command("train", data, "-o", tmp_path / "run", *small) == 0
+    assert "recipe   own-masks, as --recipe names no other" in capsys.readouterr().out
+
+
+def test_the_last_epoch_is_drawn_without_unreadable_images(data: Path, tmp_path: Path) -> None:
+    """An unreadable validation image is counted by validation; it does not end the run here."""
+    run = trainer(tiny(epochs=3), data, tmp_path / "run", overlays_every=2)
+    run.run()
+    drawn = sorted(p.name for p in (tmp_path / "run/overlays").iterdir())
+    assert drawn == ["epoch_0002", "epoch_0003"]
+    own = write_folder(tmp_path / "own")
+    run = trainer(tiny(), own, tmp_path / "run")
+    image = own / "val/images/001.png"
+    image.write_bytes(image.read_bytes()[:600])
+    written = [p.name for p in run.task.pictures(run.learner.evaluated(), tmp_path / "pictures")]
+    assert written == ["000.png", "002.png", "003.png"]
+
+
+def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path) -> None:
+    run = trainer(tiny(epochs=2, ema=0.9, val_every=2), data, tmp_path / "run")
+    run.run()
+    state = read_state(tmp_path / "run")
+    key = "classifier.conv.weight"
+    kept = read_checkpoint(tmp_path / "run/best.safetensors").state[key]
+    assert torch.equal(kept, state["average"][key])
+    assert not torch.equal(kept, state["model"][key])
+    average = FusedFastSCNN(3, aux=True)
+    average.load_state_dict(state["average"])
+    score = run.task.validate(average.eval()).best_by
+    assert score == pytest.approx(state["progress"]["rows"][-1]["miou"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"amp": "bf16", "optimizer": "adamw", "lr": 0.001, "clip_norm": 1.0},
+        {"amp": "fp16", "label_smoothing": 0.1},
+        {"zero_skip": True, "ohem": 0.5, "aux_weight": 0.0, "class_weights": "sqrt"},
+    ],
+    ids=["bf16 adamw", "fp16", "ohem without skip"],
+)
+def test_options_train(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    trainer(tiny(epochs=4, val_every=4, **changes), data, tmp_path / "run").run()
+    rows = read_state(tmp_path / "run")["progress"]["rows"]
+    assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+
+
+def test_gradients_are_clipped(data: Path, tmp_path: Path) -> None:
+    run = trainer(
+        tiny(epochs=1, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0), data, tmp_path
+    )
+    before = {k: v.clone() for k, v in run.learner.model.named_parameters()}
+    run._step(next(iter(run._batches()))[0])
+    moved = torch.cat([(p - before[k]).flatten() for k, p in run.learner.model.named_parameters()])
+    assert float(moved.detach().norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_pre_training_starts_a_segmentation(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = write_image_folders(tmp_path / "folders", per_class=6)
+    argv = ("--epochs", 14, "--batch", 6, "--crop", "32x32", "--warmup-steps", 2, "--lr", 0.05)
+    fast = ("--workers", 0, "--threads", 1, "--overlays-every", 0, "--amp", "none")
+    pre = tmp_path / "pre"
+    recipe = ("--recipe", "imagenet-pretrain", "--val-every", 14)
+    assert command("train", folders, "-o", pre, *recipe, *argv, *fast) == 0
+    row = read_state(pre)["progress"]["rows"][-1]
+    assert row["top1"] > 0.6
+    assert row["top5"] == 1
+    run = trainer(tiny(), data, tmp_path / "run", init=pre / "best.safetensors")
+    name = "global_feature_extractor.ppm.join.conv.weight"
+    trained = read_checkpoint(pre / "best.safetensors").state[name]
+    assert torch.equal(run.learner.model.state_dict()[name], trained)
+    assert "fresh: feature_fusion" in run.init
+    capsys.readouterr()
+
+
+def test_fine_tuning_takes_the_last_layer_for_the_same_classes(data: Path, tmp_path: Path) -> None:
+    trainer(tiny(epochs=1), data, tmp_path / "one").run()
+    best = tmp_path / "one/best.safetensors"
+    run = trainer(tiny(), data, tmp_path / "two", init=best)
+    own = run.learner.model.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in read_checkpoint(best).state.items())
+
+
+def test_tensorboard_gets_every_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points: list[tuple[str, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert folder == str(tmp_path / "run/tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            points.append((name, step))
+
+        def flush(self) -> None:
+            pass
+
+        def close(self) -> None:
+            points.append(("closed", 0))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    trainer(tiny(epochs=2), data, tmp_path / "run", tensorboard=True).run()
+    assert {("loss", 2), ("loss", 4), ("miou", 2), ("lr", 4)} <= set(points)
+    assert points[-1] == ("closed", 0)
+
+
+def test_real_tensorboard_keeps_every_epoch_of_a_continued_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def interrupted(self: Trainer, batch: Any) -> None:
+        if self.progress.step == 5:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    step = Trainer._step
+    recipe, run = tiny(epochs=4), tmp_path / "run"
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(recipe, data, run, tensorboard=True).run()
+    monkeypatch.undo()
+    trainer(recipe, data, run, tensorboard=True).run()
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("loss", "miou", "lr"):
+        rows = read_state(run)["progress"]["rows"]
+        expected = [(row["step"], pytest.approx(row[name], rel=1e-4)) for row in rows]
+        assert [(s.step, s.value) for s in events.Scalars(name)] == expected
+
+
+# Resuming
+
+KILLED = """
+import sys
+from pathlib import Path
+from training_data import tiny, trainer
+data, out = map(Path, sys.argv[1:])
+trainer(tiny(epochs=6, ema=0.9), data, out, save_every=1, workers=1).run()
+"""
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(training_data.__file__).parent), **more}
+
+
+def test_a_killed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(data), str(killed)], env=_environment()
+    )
+    deadline = time.monotonic() + 300
+    while not (killed / "last.pth").exists():
+        assert process.poll() is None, "the run ended without a state"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert 1 <= read_state(killed)["progress"]["step"] < 12
+    recipe = tiny(epochs=6, ema=0.9)
+    trainer(recipe, data, killed).run()
+    trainer(recipe, data, whole).run()
+    assert_same_state(read_state(killed), read_state(whole))
+    best = [read_checkpoint(run / "best.safetensors").state for run in (killed, whole)]
+    assert all(torch.equal(best[0][k], best[1][k]) for k in best[1])
+    logs = [
+        [(r["epoch"], r["loss"]) for r in read_state(run)["progress"]["rows"]]
+        for run in (killed, whole)
+    ]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 6
+
+
+def test_a_run_stopped_within_an_epoch_continues_with_the_next_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(epochs=2, amp="fp16")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    trainer(recipe, data, whole).run()
+    first = trainer(recipe, data, stopped, save_every=1)
+    step = Trainer._step
+
+    def interrupted(self: Trainer, batch: Any) -> None:
+        if self.progress.step == 3:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    monkeypatch.undo()
+    assert read_state(stopped)["progress"]["step"] == 3
+    torch.manual_seed(123)
+    trainer(recipe, data, stopped).run()
+    assert_same_state(read_state(stopped), read_state(whole))
+
+
+def test_a_device_that_is_not_there_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "98")
+    with pytest.raises(ValueError, match=r"device 'cuda:98' cannot be used here: .*cpu"):
+        trainer(tiny(), data, tmp_path / "run", device="cuda")
+
+
+def test_another_recipe_or_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer(tiny(epochs=1), data, run).run()
+    before = (run / "last.pth").read_bytes()
+    with pytest.raises(ValueError, match=r"another recipe: lr 0\.01, there 0\.02; seed 1, there 0"):
+        trainer(tiny(epochs=1, lr=0.01, seed=1), data, run).run()
+    with pytest.raises(ValueError, match=r"other training images .*8, now 6"):
+        trainer(tiny(epochs=1), write_folder(tmp_path / "six/own", train=6), run).run()
+    more = write_folder(tmp_path / "more/own")
+    (more / "classes.json").write_text('{"classes": ["ground", "band", "box", "sky"]}')
+    with pytest.raises(ValueError, match="was trained with 3 classes, not 4"):
+        trainer(tiny(epochs=1), more, run).run()
+    assert (run / "last.pth").read_bytes() == before
+    trainer(tiny(epochs=1, val_every=3), data, run).run()  # nothing left to do
+
+
+# Many processes
+
+PROCESS = """
+import sys
+from pathlib import Path
+from fastscnn.training import distributed
+from training_data import tiny, trainer
+trainer(tiny(**eval(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2])).run()
+distributed.stop()
+"""
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    values = {"dropout": 0.0, "freeze_bn": True, "lr": 0.005, "scale": (0.3, 1.5), "momentum": 0.5}
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    jobs = []
+    for rank in range(2):
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, "-c", PROCESS, str(data), str(two), repr(values)]
+        jobs.append(subprocess.Popen(argv, env=_environment(**group, **own)))
+    trainer(tiny(**values), data, one).run()
+    assert [job.wait(300) for job in jobs] == [0, 0]
+    alone, both = read_state(one), read_state(two)
+    for a, b in zip(alone["progress"]["rows"], both["progress"]["rows"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-5)
+        assert a["miou"] == pytest.approx(b["miou"], abs=2e-3)
+    for name, value in alone["model"].items():
+        assert torch.allclose(value, both["model"][name], rtol=1e-3, atol=1e-5), name
+
+
+def test_a_batch_that_cannot_be_split_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="batch 9 is larger than the 8 training images"):
+        trainer(tiny(batch=9), data, tmp_path / "run")
+    monkeypatch.setattr("fastscnn.training.distributed.world", lambda: 4)
+    with pytest.raises(ValueError, match="2 or more images each; use --batch 8"):
+        trainer(tiny(batch=4), data, tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="sync_bn needs GPUs"):
+        trainer(tiny(sync_bn=True), data, tmp_path / "run")
+
+
+# Bad input
+
+
+def _many(root: Path) -> Path:
+    """104 training images of 32x32, the 51st cut short behind its header."""
+    data = write_folder(root / "own", train=104, val=2, size=(48, 48))
+    image = data / "train/images/050.png"
+    image.write_bytes(image.read_bytes()[:600])
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    data = _many(tmp_path)
+    recipe = tiny(epochs=1, batch=52, crop=(32, 32))
+    trainer(recipe, data, tmp_path / "run", workers=workers, quiet=False).run()
+    text = capsys.readouterr().out
+    assert text.count("skipped: ") == 1
+    assert "050.png" in text
+    assert "1 training files skipped" in text
+    assert read_state(tmp_path / "run")["progress"]["rows"][0]["skipped"] == 1
+
+
+def test_more_than_one_per_cent_of_corrupt_images_end_the_run(tmp_path: Path) -> None:
+    data = _many(tmp_path)
+    run = trainer(tiny(epochs=1, batch=52, crop=(32, 32)), data, tmp_path / "run")
+    second = data / "train/images/070.png"
+    second.write_bytes(second.read_bytes()[:600])
+    with pytest.raises(ValueError, match="2 of 104 images cannot be read, more than 1 %"):
+        run.run()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mask_spoilt_during_the_run_ends_it_by_name(tmp_path: Path, workers: int) -> None:
+    data = write_folder(tmp_path / "own")
+    run = trainer(tiny(epochs=1), data, tmp_path / "run", workers=workers)
+    Image.fromarray(np.full((64, 96), 9, np.uint8)).save(data / "train/masks/003.png")
+    with pytest.raises(ValueError, match=r"^data own: .*003\.png has values 9: expected") as error:
+        run.run()
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tiny(epochs=3), data, tmp_path / "run", save_every=1)
+    step = Trainer._step
+
+    def poisoned(self: Trainer, batch: Any) -> None:
+        if self.progress.step == 3:
+            with torch.no_grad():
+                self.learner.model.classifier.conv.bias[0] = float("nan")
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    message = (
+        r"the loss is nan at epoch 2, step 2 of 2 .*last\.pth holds the last good state\. "
+        r"Try a lower --lr or --clip-norm 1, with --init .*best\.safetensors and another --out"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        run.run()
+    state = read_state(tmp_path / "run")
+    assert state["progress"]["step"] == 3
+    assert all(bool(v.isfinite().all()) for v in state["model"].values())
+
+
+def test_advice_names_no_file_that_is_not_there(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tiny(epochs=1, clip_norm=1.0, amp="bf16"), data, tmp_path / "run")
+    with torch.no_grad():
+        run.learner.model.classifier.conv.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError) as error:
+        run.run()
+    assert str(error.value).endswith("Try a lower --lr or --amp none, with another --out")
+
+
+def test_weights_that_are_not_numbers_are_never_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tiny(epochs=3), data, tmp_path / "run", save_every=1)
+    step = Trainer._step
+
+    def poisoned(self: Trainer, batch: Any) -> None:
+        step(self, batch)
+        if self.progress.step == 2:  # a finite loss with gradients that were not
+            with torch.no_grad():
+                self.learner.model.classifier.conv.bias[0] = float("inf")
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    message = r"weights are no longer finite at epoch 2, step 1"
+    with pytest.raises(FloatingPointError, match=message):
+        run.run()
+    assert read_state(tmp_path / "run")["progress"]["step"] == 2
