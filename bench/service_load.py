@@ -119,19 +119,10 @@ def main() -> None:
     if args.role == "client":
         return client(args.port, args.clients, args.seconds, jpegs(), args.output)
     size = f"{SIZE[0]}x{SIZE[1]}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "fastscnn", "serve", "--port", "0", "--device", "cpu"]
-        + [
-            "--size",
-            size,
-            "--max-waiting",
-            str(args.clients),
-            "--max-per-client",
-            str(args.clients),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "fastscnn", "serve", "--port", "0", "--device", "cpu"]
+    options = {"--size": size, "--max-waiting": args.clients, "--max-per-client": args.clients}
+    command += [str(word) for option in options.items() for word in option]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         port = re.findall(r":(\d+) ", server.stdout.readline())[0]
