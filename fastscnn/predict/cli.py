@@ -33,7 +33,7 @@ def add_segment_parsers(commands: Any) -> None:
     add_model_options(p)
     p.set_defaults(run=_segment)
 
-    p = commands.add_parser("demo", help="draw a simple street scene and segment it")
+    p = commands.add_parser("demo", help="draw a street and segment it")
     p.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder")
     add_model_options(p)
     p.set_defaults(run=_demo)
@@ -72,7 +72,7 @@ def _segment(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     run = Run(args)
     frame = street_scene()
-    print("no photo given: segmenting a street scene drawn from simple shapes")
+    print("no photo given: segmenting a street that is drawn by computation")
     labels = run.labels(frame)
     write_image(Image.fromarray(frame), args.out / "demo.png")
     picture = render("overlay", frame, labels, run.classes, args.opacity)

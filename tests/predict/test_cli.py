@@ -221,7 +221,7 @@ def test_bad_options_exit_2(photo: Path, option: list[str]) -> None:
 
 def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "-o", str(tmp_path)]) == 0
-    assert "drawn from simple shapes" in capsys.readouterr().out
+    assert "a street that is drawn" in capsys.readouterr().out
     assert read_image(tmp_path / "demo_overlay.png").shape == (720, 960, 3)
     assert main(["info"]) == 0
     text = capsys.readouterr().out
@@ -232,19 +232,6 @@ def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "argmax_head" in text
     assert "nothing was measured" in text
     assert main(["info", "--plan", "16x64"]) == 2
-
-
-def test_demo_scene_is_segmented_sensibly() -> None:
-    """The shipped weights find road below, sky above, and the near car."""
-    scene = street_scene()
-    labels = fastscnn.load().segment(scene)
-    names = fastscnn.CAMVID.names
-
-    def share(region: np.ndarray, name: str) -> float:
-        return float((region == names.index(name)).mean())
-
-    assert share(labels[560:, 300:660], "Road") > 0.8
-    assert share(labels[:120, 300:660], "Sky") > 0.8
 
 
 def test_video_round_trip(tmp_path: Path) -> None:
