@@ -13,6 +13,7 @@ from tqdm import tqdm
 from fastscnn.arguments import USER_ERRORS, add_model_options, is_out_of_memory, one_line
 from fastscnn.media.demo import street_scene
 from fastscnn.media.outputs import KINDS, plan_jobs, render, write_image
+from fastscnn.predict.cluster import add_cluster_option, place, segment
 from fastscnn.predict.run import Run, bar
 
 
@@ -20,7 +21,7 @@ def add_segment_parsers(commands: Any) -> None:
     """Adds `segment` and `demo`; their `run(args)` returns the exit code."""
     p = commands.add_parser("segment", help="label images, folders, globs and videos")
     p.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob or video")
-    p.add_argument("-o", "--out", type=Path, required=True, help="folder (or file for one image)")
+    p.add_argument("-o", "--out", type=place, required=True, help="folder (or file for one image)")
     for kind, text in zip(
         KINDS,
         ("frame tinted by class (default)", "index PNG with palette", "colour map"),
@@ -28,6 +29,7 @@ def add_segment_parsers(commands: Any) -> None:
     ):
         p.add_argument(f"--{kind}", action="store_true", help=f"write the {text}")
     p.add_argument("--force", action="store_true", help="overwrite existing files")
+    add_cluster_option(p)
     add_model_options(p)
     p.set_defaults(run=_segment)
 
@@ -39,6 +41,10 @@ def add_segment_parsers(commands: Any) -> None:
 
 def _segment(args: argparse.Namespace) -> int:
     kinds = [k for k in KINDS if getattr(args, k)] or ["overlay"]
+    if args.cluster:
+        return segment(args, kinds)
+    if isinstance(args.out, str):
+        raise ValueError(f"-o {args.out}: a bucket is for --cluster; give a folder")
     jobs = plan_jobs(args.inputs, args.out, kinds, force=args.force)
     run = Run(args)
     done, failed = 0, 0

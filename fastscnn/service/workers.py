@@ -44,8 +44,8 @@ class Workers:
     """A pool of threads, each with a model of its own on a CPU; on a GPU they share one.
 
     On a CPU `count` workers of one thread each serve more pictures than one with all cores: decode
-    and encode keep one core only. Frames of equal size are not batched: a batch takes as long as
-    its frames one by one (CPU).
+    and encode keep one core only. A picture that is alone is given the threads of the others.
+    Frames of equal size are not batched: on a CPU a batch takes as long as its frames one by one.
     """
 
     def __init__(
@@ -86,14 +86,11 @@ class Workers:
 
     def _answer(self, data: bytes, output: str, opacity: float, submitted: float) -> Answer:
         times = [submitted, time.perf_counter()]
+        model = self._models.get()
         try:
             frame = self._decode(data)
             times.append(time.perf_counter())
-            model = self._models.get()
-            try:
-                labels = self._labels(model, frame)
-            finally:
-                self._models.put(model)
+            labels = self._labels(model, frame)
             times.append(time.perf_counter())
             png = None
             if output != "shares":
@@ -109,6 +106,8 @@ class Workers:
             raise Refusal(
                 503, "out of memory for this picture: send a smaller one", retry_after=1
             ) from None
+        finally:
+            self._models.put(model)
         stages = ("wait", "decode", "network", "encode")
         seconds = {s: b - a for s, a, b in zip(stages, times[:-1], times[1:], strict=True)}
         return Answer((frame.shape[0], frame.shape[1]), counts, png, seconds)
@@ -142,7 +141,9 @@ class Workers:
                 f"a picture of {shape[0]}x{shape[1]} would be scaled to {size[0]}x{size[1]}: send "
                 "one that is less narrow",
             )
-        labels: np.ndarray = model.segment(frame, size=size, threads=self.threads)
+        busy = max(1, self.count - self._models.qsize())
+        threads = self.threads * max(1, self.count // busy)  # who is alone may have all of them
+        labels: np.ndarray = model.segment(frame, size=size, threads=threads)
         return labels
 
 
