@@ -6,6 +6,7 @@ whose textures are noise and arithmetic; trees, cars and a lamp post stand befor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -201,6 +202,11 @@ class _Box(NamedTuple):
     bottom: float
 
 
+def _shade(color: Color, gain: float, offset: int) -> Color:
+    r, g, b = (min(255, int(gain * v + offset)) for v in color)
+    return r, g, b
+
+
 class _Canvas:
     """A picture and its labels, on which things that stand on the ground are drawn."""
 
@@ -217,7 +223,7 @@ class _Canvas:
         return w / 2 + FOCAL * w * x / z, HORIZON * h + FOCAL * w * (EYE - up) / z
 
     def polygon(
-        self, points: list[tuple[float, float, float]], color: Color, label: int | None
+        self, points: Sequence[tuple[float, float, float]], color: Color, label: int | None
     ) -> None:
         corners = [self.at(*p) for p in points]
         self.draw.polygon(corners, fill=color)
@@ -252,8 +258,7 @@ class _Canvas:
         shadow = [(x - w - 0.15, 0, z - 0.1), (x + w + 0.15, 0, z - 0.1),
                   (x + w + 0.15, 0, z + long), (x - w - 0.15, 0, z + long)]  # fmt: skip
         self.polygon(shadow, (46, 46, 49), None)
-        dark = tuple(int(0.62 * v) for v in color)
-        light = tuple(min(255, int(1.12 * v + 18)) for v in color)
+        dark, light = _shade(color, 0.62, 0), _shade(color, 1.12, 18)
         s = x - w if x > 0 else x + w  # the side that is seen
         side = [(s, 0.3, z), (s, 0.95, z), (s, 0.95, z + long), (s, 0.3, z + long)]
         self.polygon(side, dark, CAR)
