@@ -62,7 +62,6 @@ Weights::Weights(const Model& model, const std::string& isa) : Weights(model, Co
 Weights::Weights(const Model& model, const Convs& convs, const std::string& isa)
     : config(model.config),
       kernels(find_kernels(isa)),
-      last(convs.matrix("classifier.conv", isa)),
       trunk(model.ranges.empty() ? make_float_trunk(config, convs, isa)
                                  : make_int8_trunk(model, convs, isa)),
       stem_(convs.matrix("learning_to_downsample.conv", isa)),
