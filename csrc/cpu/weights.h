@@ -79,7 +79,8 @@ class Weights {
     const std::unique_ptr<Trunk> trunk;
 
   private:
-    Weights(const Model& model, const Convs& convs, const std::string& isa);
+    Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
+            const std::string& isa);
 
     struct Dsconv {
         PackedTaps taps;
