@@ -21,7 +21,8 @@ from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
 from fastscnn.media.demo import street_scene
 from fastscnn.media.frames import read_image
-from fastscnn.media.video import VideoReader, VideoWriter
+from fastscnn.media.video import VideoReader
+from fastscnn.media.video_writer import VideoWriter
 
 SCENE = street_scene(96, 128)
 
@@ -246,7 +247,7 @@ def test_video_round_trip(tmp_path: Path) -> None:
     assert main(["segment", str(source), "-o", str(out), *options]) == 0
     frames = list(VideoReader(out / "drive_overlay.mp4"))
     assert len(frames) == 5
-    assert frames[0].shape == SCENE.shape
+    assert frames[0].pixels.shape == SCENE.shape
     assert len(list((out / "drive_labels").glob("*.png"))) == 5
     assert VideoReader(out / "drive_overlay.mp4").rate == 10
     cut = tmp_path / "cut.mp4"
