@@ -16,8 +16,11 @@ from fastscnn.media.video import Frame, VideoReader, pyav, upright
 
 #: Seconds before the first, second, ... attempt to reach a source again; then it is given up.
 RETRIES = (0.2, 0.5, 1.0, 2.0, 4.0)
+_ENDED = "the stream ended"
 #: Where even a source that knows how long it is sends it as time goes by.
 _AS_TIME_GOES_BY = {"rtsp", "rtsps", "rtmp", "rtmps", "udp", "tcp", "srt"}
+#: How much of such a source is looked at before its first frame: 1 s, or 5 frames.
+_START_SOON = {"analyzeduration": "1000000", "fpsprobesize": "5"}
 
 
 def is_live(text: str) -> bool:
@@ -115,6 +118,8 @@ class LiveReader:
         """The thread: decodes all, offers each frame, and reopens the source where it broke off."""
         while not self._stopped:
             reason = self._receive_once()
+            if reason and not self.live and reason != _ENDED:
+                self.cut = f"broke off ({reason})"
             if not reason or not self.live or not self._reopen(reason):
                 break
         self._container.close()
@@ -147,7 +152,7 @@ class LiveReader:
                         return ""
         except (av.FFmpegError, OSError) as e:
             return e.strerror or str(e)
-        return "the stream ended"
+        return _ENDED
 
     def _time_left(self) -> float | None:
         """How long the next frame may take; None: until the stream ends."""
@@ -202,13 +207,16 @@ class LiveReader:
         if self.source.isdigit() and not sys.platform.startswith("linux"):
             raise ValueError(f"camera {self.source}: numbers name cameras on Linux; give a URL")
         url = f"/dev/video{self.source}" if self.source.isdigit() else self.source
-        rtsp = urlsplit(url).scheme in ("rtsp", "rtsps")
+        scheme = urlsplit(url).scheme
+        options = dict(_START_SOON) if device or scheme in _AS_TIME_GOES_BY else {}
+        if scheme in ("rtsp", "rtsps"):
+            options["rtsp_transport"] = "tcp"  # UDP loses packets without a word
         started = time.monotonic()
         try:
             return av.open(
                 url,
                 format="v4l2" if device else None,
-                options={"rtsp_transport": "tcp"} if rtsp else {},  # UDP loses without a word
+                options=options,
                 timeout=self._timeout,
                 metadata_errors="replace",
             )

@@ -14,6 +14,10 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpe
 
 #: A clip that ends this much before the end that its header states is called truncated, in seconds.
 SHORT_BY = 0.5
+_TRUNCATED = (
+    "is truncated: the index at the end of an .mp4 is missing, as in an unfinished recording or "
+    "copy; copy it again, or try to repair it"
+)
 
 
 def pyav() -> Any:
@@ -57,7 +61,8 @@ class VideoReader:
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             self._container.close()
-            raise ValueError(f"{path}: has no video that can be decoded here")
+            reason = _TRUNCATED if _lacks_index(path) else "has no video that can be decoded here"
+            raise ValueError(f"{path}: {reason}")
         self._stream.thread_type = "AUTO"
         self.sound: list[Any] = [s for s in self._container.streams.audio if s.codec_context]
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
@@ -174,17 +179,16 @@ def upright(picture: Any) -> np.ndarray:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if path.is_file() and path.stat().st_size == 0:
         return "is empty"
-    if path.is_file() and path.suffix.lower() in {".mp4", ".mov", ".m4v"} and _lacks_index(path):
-        return (
-            "is truncated: the index at the end of an .mp4 is missing, as in an unfinished "
-            "recording or copy; copy it again, or try to repair it"
-        )
+    if _lacks_index(path):
+        return _TRUNCATED
     return f"cannot be read as a video ({getattr(error, 'strerror', None) or error})"
 
 
 def _lacks_index(path: Path) -> bool:
-    """Whether an ISO media file's boxes are sound as far as they go, but `moov` is not among
-    them."""
+    """Whether an ISO media file's boxes are sound as far as they go, but a whole `moov` is not
+    among them."""
+    if not path.is_file() or path.suffix.lower() not in {".mp4", ".mov", ".m4v"}:
+        return False
     size, kinds = path.stat().st_size, []
     with path.open("rb") as file:
         at = 0
@@ -194,8 +198,8 @@ def _lacks_index(path: Path) -> bool:
             length, kind = int.from_bytes(head[:4], "big"), head[4:8]
             if length == 1:
                 length = int.from_bytes(head[8:16], "big")
-            kinds.append(kind)
-            if length < 8:
-                break
             at += length
+            if length < 8 or (kind == b"moov" and at > size):
+                break
+            kinds.append(kind)
     return kinds[:1] == [b"ftyp"] and b"moov" not in kinds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from fastscnn.media.video import pyav
 #: In pieces of a second while it is written; an ordinary file when closed.
 _PLAYABLE_WHILE_WRITTEN = {
     "movflags": "hybrid_fragmented+negative_cts_offsets",
+    "use_editlist": "1",  # sound begins before 0 where its codec says so
     "frag_duration": "1000000",
+    "flush_packets": "1",
 }
 _FRAME_DURATION = 1 << 8  # AV_CODEC_FLAG_FRAME_DURATION
 _BT709, _LIMITED = 1, 1  # as ISO/IEC 23091-2 and FFmpeg number them
@@ -83,15 +85,14 @@ class VideoWriter:
 
     def write_sound(self, packets: Iterable[Any]) -> None:
         """Packets of the streams given as `sound`, after the first frame; they stay as they are.
-        One whose time is behind the one before is left out."""
+        Broken ones are left out."""
+        av = pyav()
         with self._writing():
             for packet in packets:
                 stream = self._sound.get(packet.stream_index)
                 if stream is not None:
-                    try:
+                    with suppress(av.ArgumentError, av.InvalidDataError):
                         self._container.mux(_copy(packet, stream))
-                    except pyav().ArgumentError:
-                        continue
 
     def close(self) -> None:
         """Finishes the file with the frames written so far; removes it if there are none.
