@@ -15,10 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import BLUE, shades, write_clip
+from rtsp import RtspServer
 
 from fastscnn.media import live
 from fastscnn.media.live import LiveReader, is_live, open_video, shown
 from fastscnn.media.video import VideoReader
+
+SOURCE = "color=c=0x{:02x}{:02x}{:02x}:s=96x64:r=25".format(*BLUE)
+
+
+def ffmpeg() -> str:
+    return shutil.which("ffmpeg") or pytest.skip("needs ffmpeg to send a stream")
 
 
 @pytest.fixture
@@ -38,19 +45,15 @@ class Sender:
     MPEG-TS over TCP, 25 frames a second as time goes by."""
 
     def __init__(self, port: int) -> None:
-        self._ffmpeg = shutil.which("ffmpeg")
-        if self._ffmpeg is None:
-            pytest.skip("needs ffmpeg to send a stream")
+        self._ffmpeg = ffmpeg()
         self.url = f"tcp://127.0.0.1:{port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def send(self, seconds: float) -> None:
-        color = "0x{:02x}{:02x}{:02x}".format(*BLUE)
-        source = f"color=c={color}:s=96x64:r=25"
         coding = "-c:v libx264 -preset ultrafast -g 5 -f mpegts"
         self._process = subprocess.Popen(
             [
-                *(self._ffmpeg or "", "-v", "quiet", "-re", "-f", "lavfi", "-i", source),
+                *(self._ffmpeg, "-v", "quiet", "-re", "-f", "lavfi", "-i", SOURCE),
                 *("-t", str(seconds), *coding.split(), f"{self.url}?listen=1"),
             ]
         )
@@ -176,6 +179,20 @@ def test_a_stream_that_comes_back_goes_on(sender: Sender, monkeypatch: pytest.Mo
     assert 0.1 < gaps.max() < 2
     assert (gaps > 0.1).sum() <= 4  # while it was away, and when a stream is opened
     assert len(frames) > 15
+
+
+def test_rtsp_comes_over_tcp(tmp_path: Path) -> None:
+    server = RtspServer(ffmpeg(), SOURCE, tmp_path)
+    try:
+        with LiveReader(f"rtsp://127.0.0.1:{server.port}/cam", seconds=1.2) as reader:
+            frames = list(reader)
+    finally:
+        server.close()
+    assert [r for r in server.requests if "TCP" in r] == server.requests[2:3]
+    assert reader.live
+    assert len(frames) > 5
+    for frame in frames:
+        assert np.abs(frame.pixels.astype(int) - BLUE).max() <= 8
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "http", "rtsp"])
