@@ -25,7 +25,9 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise ImportError("video needs PyAV: pip install 'fastscnn[video]'") from None
+        raise ImportError(
+            "video needs PyAV 18 or newer, for Python 3.11 or later: pip install 'fastscnn[video]'"
+        ) from None
     return av
 
 
