@@ -25,14 +25,14 @@ _START_SOON = {"analyzeduration": "1000000", "fpsprobesize": "5"}
 
 def is_live(text: str) -> bool:
     """Whether an input is a URL, a camera's device, or a camera's number that is no file's name."""
-    if re.match(r"[a-z][a-z0-9+.-]+://", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
         return True
     return text.startswith("/dev/video") or (text.isdigit() and not Path(text).exists())
 
 
 def shown(source: str) -> str:
     """The source as messages and file names may show it: without user and password."""
-    return re.sub(r"(://)[^/@]*@", r"\1", source)
+    return re.sub(r"(://)[^/]*@", r"\1", source)
 
 
 def open_video(
