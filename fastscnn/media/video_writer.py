@@ -55,7 +55,6 @@ class VideoWriter:
         self._video: Any = None
         self._sound: dict[int, Any] = {}
         self._frames = 0
-        self._failed = False
         self._lock = threading.Lock()
 
     def write(self, frame: np.ndarray, pts: int | None = None, duration: int = 0) -> None:
@@ -97,25 +96,22 @@ class VideoWriter:
     def close(self) -> None:
         """Finishes the file with the frames written so far; removes it if there are none.
 
-        Raises OSError where its end cannot be written; what was written before is kept.
+        Raises OSError where its end cannot be written; what can be played is kept.
         """
         with self._lock:
             if self._container is None:
                 return
             try:
-                if self._frames and not self._failed:
+                if self._frames:
                     self._container.mux(self._video.encode())
                 self._container.close()
             except pyav().FFmpegError as e:
-                if self._frames and not self._failed:
-                    self._failed = True
-                    raise _unwritten(self.path, e) from None
+                if self._frames:
+                    raise self._given_up(e) from None
             finally:
-                self._container = None
-                if self._frames and (not self._failed or _shows(self._temporary)):
-                    os.replace(self._temporary, self.path)
-                else:
-                    self._temporary.unlink(missing_ok=True)
+                if self._container is not None:
+                    self._container = None
+                    self._appear(keep=self._frames > 0)
 
     def _start(self, height: int, width: int) -> None:
         stream = self._container.add_stream("libx264", rate=self.rate)
@@ -138,30 +134,41 @@ class VideoWriter:
     def _writing(self) -> Iterator[None]:
         """One thread at a time, and none once a write failed or the file is closed."""
         with self._lock:
-            if self._failed or self._container is None:
+            if self._container is None:
                 raise OSError(f"{self.path}: nothing more can be written to it")
             try:
                 yield
             except pyav().FFmpegError as e:
-                self._failed = True
-                raise _unwritten(self.path, e) from None
+                raise self._given_up(e) from None
+
+    def _given_up(self, error: Any) -> OSError:
+        """Ends the file where it broke off."""
+        container, self._container = self._container, None
+        with suppress(pyav().FFmpegError):
+            container.close()
+        count = _frames_in(self._temporary)
+        self._appear(keep=count > 0)
+        kept = f"about {count} frames are kept" if count else "nothing of it could be kept"
+        reason = error.strerror or error
+        return OSError(
+            f"{self.path}: cannot be written ({reason}); {kept}: make room and try again"
+        )
+
+    def _appear(self, *, keep: bool) -> None:
+        if keep:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
 
 
-def _unwritten(path: Path, error: Any) -> OSError:
-    return OSError(
-        f"{path}: cannot be written ({error.strerror or error}); what was written before is kept: "
-        "make room and try again"
-    )
-
-
-def _shows(path: Path) -> bool:
-    """Whether a file that broke off has a frame that can be played."""
+def _frames_in(path: Path) -> int:
+    """Frames of a file that broke off, as far as they can be played."""
     av = pyav()
     try:
         with av.open(str(path)) as container:
-            return next(container.decode(video=0), None) is not None
+            return sum(packet.size > 0 for packet in container.demux(video=0))
     except (av.FFmpegError, IndexError):
-        return False
+        return 0
 
 
 def _copy(packet: Any, stream: Any) -> Any:

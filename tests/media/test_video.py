@@ -232,7 +232,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
     frames = [rng.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(200)]
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
-        with pytest.raises(OSError, match=r"a\.mp4: cannot be written \(.*large\).*make room"):
+        words = r"a\.mp4: cannot be written \(.*large\); about (\d+) frames are kept: make room"
+        with pytest.raises(OSError, match=words) as error:
             deque(map(writer.write, frames))
         with pytest.raises(OSError, match="nothing more can be written"):
             writer.write(np.zeros((64, 96, 3), np.uint8))
@@ -240,7 +241,23 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-    assert 10 < len(read(tmp_path / "a.mp4")[1]) < 200
+    kept = re.search(words, str(error.value))
+    assert kept is not None
+    assert 10 < int(kept[1]) < 200
+    assert 0 <= int(kept[1]) - len(read(tmp_path / "a.mp4")[1]) <= 8  # a piece of the last second
+
+
+def test_a_disk_that_is_full_from_the_start_keeps_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = VideoWriter(tmp_path / "a.mp4", Fraction(10))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+        with pytest.raises(OSError, match="nothing of it could be kept"):
+            deque(map(writer.write, shades(200)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_without_frames_leaves_nothing(tmp_path: Path) -> None:
