@@ -7,6 +7,8 @@ must fail. `python tests/mutants/run.py [ROOM ...] [--changed [REF]]`; results g
 from __future__ import annotations
 
 import argparse
+import compileall
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,6 +87,9 @@ def copied_tree() -> Iterator[Path]:
             if (ROOT / name).is_file():
                 (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, Path(folder) / name)
+        for layer in ("fastscnn", "fastscnn_kernels"):  # by hash: a planted fault is noticed
+            how = PycInvalidationMode.CHECKED_HASH
+            compileall.compile_dir(Path(folder) / layer, quiet=1, invalidation_mode=how)
         yield Path(folder)
 
 
@@ -162,10 +168,10 @@ def main() -> int:
     if not chosen:
         print("no fault to plant")
         return 0
-    sys.dont_write_bytecode = True  # two versions of a file within a second look alike to Python
+    sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    import pytest  # noqa: F401 (here, so that every child has it)
-    import torch  # noqa: F401
+    for package in ("pytest", "torch", "torch._dynamo", "PIL.Image"):  # once, not in every child
+        importlib.import_module(package)
 
     with copied_tree() as tree:
         tests = sorted({t for f in chosen for t in f.tests})
