@@ -1,4 +1,4 @@
-"""Two published networks written out in plain PyTorch from their own names, as their sources compute
+"""Two published networks written out in plain PyTorch from their own names, as their sources have
 them; of the others the layers are on record (test_checkpoints.py). And what surrounds the names:
 variances, prefixes, byte orders, containers."""
 
