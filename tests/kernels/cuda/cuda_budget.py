@@ -13,23 +13,35 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[3]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "cuda_machine")]
+sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parent / "cuda_machine"))
 
-from cuda_resources import LIMITS, REGISTERS, run
-from machine import Counts
-from machine_code import Recorded, missing, recording, registers
+from cost import (
+    ALU,
+    DEVICE,
+    ISSUE,
+    L2,
+    LAUNCH_US,
+    MHZ,
+    MULTIPROCESSORS,
+    SHARED,
+    SPECIAL,
+    TENSOR,
+    TERMS,
+    Cost,
+    cost,
+)
+from cuda_resources import run
+from machine_code import Recorded, missing, recording
 
 from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
@@ -37,115 +49,21 @@ from fastscnn.network.model import FastSCNN
 from fastscnn_kernels.composition import Composition, _Twins
 from fastscnn_kernels.cuda import operations as cuda
 
-FOLDER = ROOT / "csrc" / "cuda"
+FOLDER = Path(__file__).parents[3] / "csrc" / "cuda"
 BASELINE, OUT = FOLDER / "budget.json", FOLDER / "BUDGET.md"
-TARGET, CAPABILITY, MULTIPROCESSORS, MHZ = "90a", 90, 132, 1900
+TARGET = "90a"
 HEIGHT, WIDTH, CLASSES = 1024, 2048, 19
 GOAL_US = 110
 #: What a kernel's floor may grow by unless the baseline changes too.
 GROWTH = 1.03
 
-#: Assumptions. Per clock and multiprocessor: instructions, of those that only the ALUs do, of those
-#: that only the special function units do (16 lanes), wavefronts of shared memory, multiply-adds of
-#: mma.sync (half of what wgmma does). Bytes a second from L2 and of a device copy. A graph's node.
-ISSUE, ALU, SPECIAL, SHARED, TENSOR = 4, 2, 0.5, 1, 1024
-L2, DEVICE, LAUNCH_US = 5.5e12, 3.0e12, 2.0
-ALU_NAMES = (
-    *("IADD3", "VIADD", "VIADDMNMX", "VIMNMX", "IABS", "LEA", "LOP3", "PLOP3", "SHF", "PRMT"),
-    *("ISETP", "FSETP", "SEL", "FSEL", "FMNMX", "F2FP"),
-)
-SPECIAL_NAMES = ("MUFU", "I2F", "F2I", "POPC", "FLO", "FCHK")
-TERMS = ("issue", "alu", "special", "shared", "tensor", "L2", "device")
-
+#: Triton's kernels of operations that may have none in CUDA C++.
+TRITON_OPERATIONS = {"pool_": "pyramid_pool", "feature_fusion": "feature_fusion"}
 #: The stages of the network behind the launches of a kernel, in their order.
 STAGES = {
     "inverted_residual": ("1.0", "1.1", "1.2", "2.0", "2.1", "2.2", "3.0", "3.1", "3.2"),
     "dsconv": ("classifier 1", "classifier 2 + scores"),
 }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A launch; numbers are of an average block."""
-
-    blocks: int
-    warps: int
-    resident: int  # blocks that fit a multiprocessor
-    registers: int
-    instructions: float
-    alu: float
-    special: float
-    wavefronts: float
-    conflicts: float  # of those wavefronts, what bank conflicts added
-    macs: float
-    l2_bytes: float
-    device_bytes: float  # of the whole launch: every buffer once
-
-    @property
-    def us(self) -> dict[str, float]:
-        """Microseconds by term; what a block does is done by the multiprocessor with most."""
-        most = ceil(self.blocks / MULTIPROCESSORS)
-        clocks = {
-            "issue": self.instructions / min(ISSUE, self.warps * min(most, self.resident)),
-            "alu": self.alu / ALU,
-            "special": self.special / SPECIAL,
-            "shared": self.wavefronts / SHARED,
-            "tensor": self.macs / TENSOR,
-        }
-        times = {name: most * c / MHZ for name, c in clocks.items()}
-        times["L2"] = 1e6 * self.blocks * self.l2_bytes / L2
-        times["device"] = 1e6 * self.device_bytes / DEVICE
-        return times
-
-    @property
-    def floor(self) -> float:
-        return max(self.us.values())
-
-    @property
-    def binds(self) -> str:
-        return max(self.us, key=lambda term: self.us[term])
-
-
-def cost(launch: Recorded) -> Cost:
-    """Runs blocks from the middle of the grid: all along a short axis y, whose blocks differ."""
-    x, y, z = launch.grid
-    rows = range(y) if y <= 8 else [y // 2]
-    counts = [launch.run(TARGET, (x // 2, row, z // 2)) for row in rows]
-
-    def mean(values: Iterable[float]) -> float:
-        return round(sum(values) / len(counts), 1)
-
-    _, multiprocessor, threads = LIMITS[str(CAPABILITY)]
-    per_thread = registers(TARGET)[launch.kernel]
-    resident = min(
-        REGISTERS // (ceil(per_thread / 8) * 8 * launch.threads),
-        threads // launch.threads,
-        multiprocessor * 1024 // (launch.shared + 1024),
-    )
-    named = set(struct.unpack_from(f"{len(launch.params) // 8}Q", launch.params))
-    return Cost(
-        blocks=x * y * z,
-        warps=launch.threads // 32,
-        resident=resident,
-        registers=per_thread,
-        instructions=mean(c.instructions for c in counts),
-        alu=mean(c.of(*ALU_NAMES) for c in counts),
-        special=mean(c.of(*SPECIAL_NAMES) for c in counts),
-        wavefronts=mean(c.wavefronts for c in counts),
-        conflicts=mean(c.wavefronts - c.ideal for c in counts),
-        macs=mean(multiply_adds(c) for c in counts),
-        l2_bytes=mean(32 * (c.sectors + len(c.cached)) for c in counts),
-        device_bytes=sum(size for begin, size in launch.memory.spans if begin in named),
-    )
-
-
-def multiply_adds(c: Counts) -> int:
-    shapes = {"16816": 2048, "1688": 1024}
-    return sum(
-        n * next(size for shape, size in shapes.items() if shape in key)
-        for key, n in c.issued.items()
-        if key.startswith("HMMA")
-    )
 
 
 def network_costs() -> dict[str, Cost]:
@@ -166,15 +84,49 @@ def network_costs() -> dict[str, Cost]:
     ops = Composition(_Twins(), "torch", tuple(cuda.TYPES))
     runtime = GpuRuntime(fold(model), model.config, CLASSES, torch.float16, ops=ops)
     frame = torch.randint(0, 256, (1, HEIGHT, WIDTH, 3), dtype=torch.uint8)
-    with recording(note, CAPABILITY, MULTIPROCESSORS):
+    with recording(note, TARGET, MULTIPROCESSORS):
         runtime.scores(frame)
-    for name, scores in (("20 % mixed", mostly_smooth()), ("noise", noise())):
+    for name, scores in scores_by_name().items():
         with recording(
             lambda launch, name=name: found.update({f"argmax_head, {name}": cost(launch)}),
-            CAPABILITY, MULTIPROCESSORS,
+            TARGET, MULTIPROCESSORS,
         ):  # fmt: skip
             cuda.argmax_head(scores, (HEIGHT, WIDTH), confidence=False)
     return found
+
+
+def triton_costs() -> dict[str, Cost]:
+    """The same by Triton alone; launches of one kernel at one size are one entry."""
+    from triton_code import label, recorded, triton_recording
+
+    import fastscnn_kernels.triton as kernels
+
+    torch.manual_seed(0)
+    model = FastSCNN(CLASSES).eval()
+    runtime = GpuRuntime(fold(model), model.config, CLASSES, torch.float16, ops=kernels)
+    frame = torch.zeros(1, HEIGHT, WIDTH, 3, dtype=torch.uint8)
+    found: dict[str, Cost] = {}
+    known: dict[Any, str] = {}
+    with triton_recording(TARGET) as launches:
+        runtime.scores(frame)
+        for launch in launches:
+            key = (launch.cubin, launch.grid)
+            if key not in known:
+                alike = sum(name.startswith(label(launch)) for name in found)
+                known[key] = f"{label(launch)}{f' ({alike + 1})' if alike else ''}"
+                found[known[key]] = cost(recorded(launch, TARGET))
+            else:
+                before = found[known[key]]
+                found[known[key]] = replace(before, launches=before.launches + 1)
+        for name, scores in scores_by_name().items():
+            launches.clear()
+            kernels.argmax_head(scores, (HEIGHT, WIDTH), confidence=False)
+            found[f"argmax_head, {name}"] = cost(recorded(launches[0], TARGET))
+    return found
+
+
+def scores_by_name() -> dict[str, torch.Tensor]:
+    return {"20 % mixed": mostly_smooth(), "noise": noise()}
 
 
 def plain_name(mangled: str) -> str:
@@ -199,73 +151,120 @@ def mostly_smooth() -> torch.Tensor:
     return scores.permute(2, 0, 1)[None].half().contiguous()
 
 
-def measured() -> dict[str, Any]:
+def counted() -> dict[str, Any]:
     """What the sources at hand give, as it lies in the baseline."""
+    import triton
+
     version = re.search(r"release (\S+),", run("nvcc", "--version"))
     assert version is not None
-    costs = network_costs()
+    kernels = {"CUDA C++": network_costs(), "Triton": triton_costs()}
     return {
         "target": f"sm_{TARGET}",
-        "nvcc": version[1],
-        "kernels": {name: asdict(c) for name, c in costs.items()},
+        "versions": {"CUDA C++": version[1], "Triton": triton.__version__},
+        "operations": list(cuda.OPERATIONS),
+        "kernels": {
+            language: {name: asdict(c) for name, c in found.items()}
+            for language, found in kernels.items()
+        },
     }
 
 
-def costs_of(budget: dict[str, Any]) -> dict[str, Cost]:
-    return {name: Cost(**fields) for name, fields in budget["kernels"].items()}
+def costs_of(budget: dict[str, Any], language: str) -> dict[str, Cost]:
+    return {name: Cost(**fields) for name, fields in budget["kernels"][language].items()}
 
 
-def grown(now: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
+def grown(now: dict[str, Any], baseline: dict[str, Any], language: str) -> list[str]:
     """One line for each kernel that costs more than the baseline allows, or is unknown there."""
-    before, lines = costs_of(baseline), []
-    for name, c in costs_of(now).items():
+    before, lines = costs_of(baseline, language), []
+    for name, c in costs_of(now, language).items():
+        where = f"{language}, {name}"
         if name not in before:
-            lines.append(f"{name}: not in the baseline")
-        elif c.floor > GROWTH * before[name].floor:
+            lines.append(f"{where}: not in the baseline")
+        elif c.floor * c.launches > GROWTH * before[name].floor * before[name].launches:
             lines.append(
-                f"{name}: floor {before[name].floor:.2f} -> {c.floor:.2f} us, bound by {c.binds} "
+                f"{where}: floor {before[name].floor:.2f} -> {c.floor:.2f} us, bound by {c.binds} "
                 f"({before[name].instructions:.0f} -> {c.instructions:.0f} instructions a block)"
             )
     return lines
 
 
-def report(budget: dict[str, Any]) -> str:
-    costs = costs_of(budget)
+def table(costs: dict[str, Cost]) -> list[str]:
     lines = [
-        "# Budget of a frame",
-        "",
-        "**Counted, not measured.** Generated by `tests/kernels/cuda/cuda_budget.py` from",
-        f"`budget.json` for {HEIGHT}x{WIDTH}, batch 1, fp16, {CLASSES} classes on an H100: blocks",
-        f"of each kernel's machine code ({budget['target']}, nvcc {budget['nvcc']}) were run on",
-        "the CPU, instruction by instruction. Columns are us that each resource needs at least, on",
-        "the multiprocessor with most blocks; the floor is the largest, as if all overlapped and",
-        "no latency showed. Launches, and what few warps leave idle, come on top.",
-        "",
-        f"Assumed: {MULTIPROCESSORS} multiprocessors at {MHZ} MHz; each clock of one issues",
-        f"{ISSUE} instructions, of them {ALU} on the ALUs and {SPECIAL} on the special function",
-        f"units, answers {SHARED} wavefront of shared memory and does {TENSOR} multiply-adds of",
-        f"mma; {L2 / 1e12:g} TB/s from L2, {DEVICE / 1e12:g} TB/s copied.",
-        "",
-        "| kernel | blocks x warps | fit | instructions a block | "
+        "| kernel | launches | blocks x warps | fit | instructions a block | "
         + " | ".join(TERMS)
         + " | bank conflicts | floor | bound by |",
-        "|---|---|---|---|" + "---|" * len(TERMS) + "---|---|---|",
+        "|---|---|---|---|---|" + "---|" * len(TERMS) + "---|---|---|",
     ]
     for name, c in costs.items():
         cells = " | ".join(f"{c.us[term]:.1f}" for term in TERMS)
         share = c.conflicts / c.wavefronts if c.wavefronts else 0
         lines.append(
-            f"| {name} | {c.blocks} x {c.warps} | {c.resident} | {c.instructions:.0f} | {cells} | "
-            f"{share:.0%} | **{c.floor:.1f}** | {c.binds} |"
+            f"| {name} | {c.launches} | {c.blocks} x {c.warps} | {c.resident} | "
+            f"{c.instructions:.0f} | {cells} | {share:.0%} | **{c.floor:.1f}** | {c.binds} |"
         )
-    frame = {name: c for name, c in costs.items() if not name.endswith("noise")}
-    total = sum(c.floor for c in frame.values())
-    issue = sum(c.blocks * c.instructions / ISSUE / MULTIPROCESSORS / MHZ for c in frame.values())
+    return lines
+
+
+def total(costs: dict[str, Cost]) -> tuple[float, float, int]:
+    """us of floors, us of issue spread over all multiprocessors, and launches, without noise."""
+    frame = [c for name, c in costs.items() if not name.endswith("noise")]
+    clocks = ISSUE * MULTIPROCESSORS * MHZ
+    return (
+        sum(c.launches * c.floor for c in frame),
+        sum(c.launches * c.blocks * c.instructions / clocks for c in frame),
+        sum(c.launches for c in frame),
+    )
+
+
+def rest_in_triton(budget: dict[str, Any]) -> dict[str, Cost]:
+    """The kernels of Triton that the CUDA composition needs."""
+    return {
+        name: c
+        for name, c in costs_of(budget, "Triton").items()
+        for kernels, op in TRITON_OPERATIONS.items()
+        if name.startswith(kernels) and op not in budget["operations"]
+    }
+
+
+def report(budget: dict[str, Any]) -> str:
+    own, alone = costs_of(budget, "CUDA C++"), costs_of(budget, "Triton")
+    rest = rest_in_triton(budget)
+    versions = budget["versions"]
+    lines = [
+        "# Budget of a frame",
+        "",
+        "**Counted, not measured.** Generated by `tests/kernels/cuda/cuda_budget.py` from",
+        f"`budget.json` for {HEIGHT}x{WIDTH}, batch 1, fp16, {CLASSES} classes on an H100: blocks",
+        f"of each kernel's machine code ({budget['target']}, nvcc {versions['CUDA C++']}, Triton",
+        f"{versions['Triton']}) were run on the CPU, instruction by instruction. Columns are us of",
+        "one launch that each resource needs at least, on the multiprocessor with most blocks; the",
+        "floor is the largest, as if all overlapped and no latency showed. Launches, and what few",
+        "warps leave idle, come on top. `fit`: blocks that a multiprocessor holds at once.",
+        "",
+        f"Assumed: {MULTIPROCESSORS} multiprocessors at {MHZ} MHz; each clock of one issues",
+        f"{ISSUE} instructions, of them {ALU} on the ALUs and {SPECIAL} on the special function",
+        f"units, answers {SHARED} wavefront of shared memory and does {TENSOR} multiply-adds of",
+        f"mma; {L2 / 1e12:g} TB/s from L2, {DEVICE / 1e12:g} TB/s copied. Sums are without noise.",
+    ]
+    for title, costs in (
+        ("CUDA C++", own),
+        ("What the CUDA composition leaves to Triton", rest),
+        ("Triton alone", alone),
+    ):
+        if costs:
+            us, issue, launches = total(costs)
+            lines += [
+                "", f"## {title}", "", *table(costs), "",
+                f"Sum: **{us:.0f} us** in {launches} launches; {issue:.0f} us of issue, if all "
+                "multiprocessors had as much.",
+            ]  # fmt: skip
+    us, issue, launches = (a + b for a, b in zip(total(own), total(rest), strict=True))
     lines += [
         "",
-        f"Sum without noise: **{total:.0f} us** (goal: {GOAL_US}); {issue:.0f} us of issue if all",
-        f"multiprocessors had as much. {len(frame)} launches of {LAUNCH_US:g} us come on top, and",
-        "what is not CUDA C++: pyramid pooling and feature fusion.",
+        f"**The CUDA composition: {us:.0f} us** (goal: {GOAL_US}) in {launches} launches of "
+        f"{LAUNCH_US:g} us,",
+        f"beside the copy of the frame into the graph and the counters' zeros; {issue:.0f} us of "
+        "issue.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -277,16 +276,21 @@ def main() -> None:
     if reason := missing():
         print(f"not compared: {reason}")
         return
-    now = measured()
+    now = counted()
     print(report(now))
     if options.write:
         BASELINE.write_text(json.dumps(now, indent=1) + "\n")
         OUT.write_text(report(now))
         return
     baseline = json.loads(BASELINE.read_text())
-    if now["nvcc"] != baseline["nvcc"]:
-        print(f"not compared: the baseline is of nvcc {baseline['nvcc']}, this is {now['nvcc']}")
-    elif lines := grown(now, baseline):
+    lines = []
+    for language, version in now["versions"].items():
+        of = baseline["versions"][language]
+        if version == of:
+            lines += grown(now, baseline, language)
+        else:
+            print(f"{language} not compared: the baseline is of {of}, this is {version}")
+    if lines:
         raise SystemExit("\n".join([*lines, f"meant so? {parser.prog} --write, and commit both"]))
 
 

@@ -13,6 +13,10 @@ from typing import Any
 import cuda_budget
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "cuda_machine"))
+
+import cost
+
 
 @pytest.mark.slow
 def test_every_target_builds_without_warnings_and_fits() -> None:
@@ -35,27 +39,50 @@ def test_budget_is_what_its_numbers_say(baseline: dict[str, Any]) -> None:
 def test_a_kernel_that_grew_is_named(baseline: dict[str, Any]) -> None:
     """By over 3 % of its floor; what grew beside what binds it did not."""
     now = copy.deepcopy(baseline)
-    kernel = now["kernels"]["learning_to_downsample"]
-    assert cuda_budget.grown(now, baseline) == []
+    kernels = now["kernels"]["CUDA C++"]
+    kernel = kernels["learning_to_downsample"]
+    kernel["alu"] = kernel["special"] = kernel["wavefronts"] = 0  # issue binds
+    baseline["kernels"]["CUDA C++"]["learning_to_downsample"] = dict(kernel)
+    assert cuda_budget.grown(now, baseline, "CUDA C++") == []
     kernel["macs"] *= 1.5
     kernel["instructions"] *= 1.02
-    assert cuda_budget.grown(now, baseline) == []
+    assert cuda_budget.grown(now, baseline, "CUDA C++") == []
     kernel["instructions"] *= 1.02
-    now["kernels"]["new"] = dict(kernel)
-    found = cuda_budget.grown(now, baseline)
-    assert [line.split(":")[0] for line in found] == ["learning_to_downsample", "new"]
+    kernels["new"] = dict(kernel)
+    found = cuda_budget.grown(now, baseline, "CUDA C++")
+    assert [line.split(":")[0].split(", ")[1] for line in found] == [
+        "learning_to_downsample",
+        "new",
+    ]
     assert "bound by issue" in found[0]
+    assert cuda_budget.grown(now, baseline, "Triton") == []
+
+
+def test_a_kernel_that_is_launched_more_often_has_grown(baseline: dict[str, Any]) -> None:
+    now = copy.deepcopy(baseline)
+    name, kernel = next(iter(now["kernels"]["Triton"].items()))
+    kernel["launches"] += 1
+    assert [line.split(":")[0] for line in cuda_budget.grown(now, baseline, "Triton")] == [
+        f"Triton, {name}"
+    ]
+
+
+def test_what_cuda_takes_leaves_the_rest_to_triton(baseline: dict[str, Any]) -> None:
+    baseline["operations"] = ["dsconv", "feature_fusion"]
+    assert {n.split("_")[0] for n in cuda_budget.rest_in_triton(baseline)} == {"pool"}
+    baseline["operations"] = ["pyramid_pool", "feature_fusion"]
+    assert cuda_budget.rest_in_triton(baseline) == {}
 
 
 def test_the_multiprocessor_with_most_blocks_decides(baseline: dict[str, Any]) -> None:
-    fields = baseline["kernels"]["dsconv classifier 1"]
+    fields = baseline["kernels"]["CUDA C++"]["dsconv classifier 1"]
     one, two = (
-        cuda_budget.Cost(**{**fields, "blocks": n, "instructions": 7600.0, "warps": 4})
-        for n in (cuda_budget.MULTIPROCESSORS, cuda_budget.MULTIPROCESSORS + 1)
+        cost.Cost(**{**fields, "blocks": n, "instructions": 7600.0, "warps": 4})
+        for n in (cost.MULTIPROCESSORS, cost.MULTIPROCESSORS + 1)
     )
     assert one.us["issue"] == pytest.approx(1.0)  # 1900 clocks of four schedulers
     assert two.us["issue"] == pytest.approx(2.0)
-    narrow = cuda_budget.Cost(**{**fields, "blocks": 1, "instructions": 7600.0, "warps": 2})
+    narrow = cost.Cost(**{**fields, "blocks": 1, "instructions": 7600.0, "warps": 2})
     assert narrow.us["issue"] == pytest.approx(2.0)  # two of the schedulers have no warp
 
 

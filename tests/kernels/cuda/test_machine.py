@@ -167,8 +167,8 @@ def test_machine_code_computes_the_operation(case: object) -> None:
 
     def whole(launch: machine_code.Recorded) -> None:
         for index in itertools.product(*(range(n) for n in reversed(launch.grid))):
-            launch.run("90a", (index[2], index[1], index[0]))
+            launch.run((index[2], index[1], index[0]))
 
-    with machine_code.recording(whole, 90):
+    with machine_code.recording(whole, "90a"):
         got = getattr(cuda, case.op)(*args, **kwargs)  # type: ignore[attr-defined]
     check(case, got, args, kwargs)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def do(block: Block, i: Instruction, mask: Mask) -> None:
 
 @instruction(
     *("NOP", "DEPBAR", "LDGDEPBAR", "MEMBAR", "ERRBAR", "CGAERRBAR", "CCTL", "WARPSYNC", "YIELD"),
-    *("ACQBULK", "PREEXIT", "FENCE", "CCTLL"),
+    *("ACQBULK", "PREEXIT", "FENCE", "CCTLL", "WARPGROUP"),
 )
 def _nothing(b: Block, i: Instruction, m: Mask) -> None:
     pass

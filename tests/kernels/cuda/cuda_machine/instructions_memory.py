@@ -122,6 +122,22 @@ def _load_matrices(b: Block, i: Instruction, m: Mask) -> None:
         b.write(to.number + number, words.ravel(), m)
 
 
+@instruction("STSM")
+def _store_matrices(b: Block, i: Instruction, m: Mask) -> None:
+    to, source = i.operands
+    many = int(i.modifiers[-1]) if i.modifiers[-1] in "24" else 1
+    at = shared_offsets(b, to)
+    warps = np.flatnonzero(active(b, m).reshape(-1, WARP).any(1))
+    for number in range(many):
+        lanes = (warps[:, None] * WARP + number * 8 + np.arange(8)).ravel()
+        count_shared(b, at, lanes, 16)
+        words = b.r[source.number + number].reshape(-1, WARP)[warps]
+        rows = np.ascontiguousarray(words).view(np.uint16).reshape(-1, 8, 8)
+        if any("T" in x for x in i.modifiers):
+            rows = rows.transpose(0, 2, 1)
+        copy_shared(b, at[lanes], np.ascontiguousarray(rows).view(np.uint8).reshape(-1, 16))
+
+
 @instruction("LDG")
 def _load_global(b: Block, i: Instruction, m: Mask) -> None:
     to, source = (o for o in i.operands if o.kind != "p")
@@ -144,14 +160,11 @@ def _store_global(b: Block, i: Instruction, m: Mask) -> None:
 @instruction("LDGSTS")
 def _copy_async(b: Block, i: Instruction, m: Mask) -> None:
     to, source, *when = i.operands
-    chosen = active(b, m)
-    for o in when:  # zeros where the predicate does not hold
-        raise NotImplementedError(i.text) if o.kind != "p" else None
-    lanes, size = np.flatnonzero(chosen), size_of(i)
+    lanes, size = np.flatnonzero(active(b, m)), size_of(i)
     at, places = b.address(source), shared_offsets(b, to)
     count_shared(b, places, lanes, size)
-    filled = lanes[np.logical_and.reduce([b.predicate(o)[lanes] for o in when])] if when else lanes
-    empty = np.setdiff1d(lanes, filled)
+    holds = b.predicate(when[0])[lanes] if when else np.ones(len(lanes), bool)
+    filled, empty = lanes[holds], lanes[~holds]  # zeros where the predicate does not hold
     if len(filled):
         count_global(b, at, filled)
         copy_shared(b, places[filled], b.launch.memory.load(at[filled], size))

@@ -184,3 +184,9 @@ def _matrix_multiply_add(b: Block, i: Instruction, m: Mask) -> None:
     back = out.reshape(warps, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, b.threads)
     for n in range(4):
         b.write(to + n, np.ascontiguousarray(back[n]).view(U32), m)
+
+
+@instruction("HGMMA")
+def _group_multiply_add(b: Block, i: Instruction, m: Mask) -> None:
+    """Counted only: its operands are descriptors of shared memory, its results stay as they were,
+    and no kernel branches on them."""

@@ -50,7 +50,8 @@ class Memory:
         for i in np.unique(which):
             lanes = np.flatnonzero(which == i)
             if i < 0 or (at[lanes] + np.uint64(size) > self._ends[i]).any():
-                raise IndexError("a global access outside every buffer")
+                where = ", ".join(hex(a) for a in at[lanes][:3])
+                raise IndexError(f"a global access outside every buffer: {where}")
             yield lanes, (at[lanes] - self._begins[i]).astype(np.int64), self._bytes[i]
 
     def load(self, at: np.ndarray, size: int) -> np.ndarray:

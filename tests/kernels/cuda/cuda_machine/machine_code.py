@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "cuda_host")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda_host"))
 
 import compiled
 import instructions
 from cuda_resources import OUT, cuobjdump, run, source_digest
-from host import Span, running_on
+from host import DEVICES, Span, running_on
 from machine import Block, Counts, Launch, Memory
 from sass import functions, parsed
 
@@ -81,42 +81,48 @@ def kernel_names(module: Path) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A launch that was not run on the host: its kernel's mangled name and what it was given."""
+    """A launch that was not run: what it was given, and its kernel's machine code for a target."""
 
     kernel: str
+    target: str
     grid: tuple[int, int, int]
     threads: int
     shared: int
     params: bytes
     memory: Memory
+    registers: int
+    code: str
 
-    def run(self, target: str, index: tuple[int, int, int]) -> Counts:
+    def run(self, index: tuple[int, int, int]) -> Counts:
         """Runs one block's machine code."""
-        major = int(target.rstrip("af")) // 10
+        major = int(self.target.rstrip("af")) // 10
         constants = bytearray(max(PARAMETERS.values()) + len(self.params) + 16)
         struct.pack_into("3I", constants, GRID[major] - 12, self.threads, 1, 1)
         struct.pack_into("3I", constants, GRID[major], *self.grid)
         start = PARAMETERS[major]
         constants[start : start + len(self.params)] = self.params
         launch = Launch(self.grid, self.threads, self.shared, bytes(constants), self.memory)
-        code = parsed(machine_code(target)[self.kernel])
-        return Block(code, launch, index).run(instructions.do)
+        return Block(parsed(self.code), launch, index).run(instructions.do)
 
 
 @contextmanager
 def recording(
-    do: Callable[[Recorded], None], capability: int, multiprocessors: int | None = None
+    do: Callable[[Recorded], None], target: str, multiprocessors: int | None = None
 ) -> Iterator[None]:
     """Inside, operations of `fastscnn_kernels.cuda` run nothing; `do` gets each of their launches
     while its memory stands."""
     module = compiled.load()
     assert module.__file__ is not None
     names = kernel_names(Path(module.__file__))
+    number = int(target.rstrip("af"))
+    capability = max((known for known in DEVICES if known <= number), default=75)
 
     def launched(spans: list[Span]) -> None:
         memory = Memory(spans)
-        for function, grid, threads, shared, params in module.recorded():
-            do(Recorded(names[function], grid, threads, shared, params, memory))
+        for function, *launch, params in module.recorded():
+            name = names[function]
+            code, many = machine_code(target)[name], registers(target)[name]
+            do(Recorded(name, target, *launch, params, memory, many, code))
 
     module.record(True)
     try:

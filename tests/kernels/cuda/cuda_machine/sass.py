@@ -42,7 +42,7 @@ class Instruction:
 def parse(line: str) -> Instruction | None:
     """An instruction of cuobjdump's text, or None for any other line."""
     found = re.match(
-        r"\s*/\*([0-9a-f]{4,6})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)(.*?);", line
+        r"\s*/\*([0-9a-f]{4,6})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Za-z0-9_.]*)(.*?);", line
     )
     if found is None:
         return None
