@@ -231,19 +231,28 @@ Norm make_norm(std::array<Address, 4> addresses, float eps, bool batch_moments,
             activation(act)};
 }
 
-void batch_norm(Address x, bool bf16, int64_t pixels, int channels, const Norm& norm, Address y,
-                int threads, const std::string& isa, Workspace& ws) {
+// `share` of the elements, by a seed.
+Dropout dropout(std::pair<double, uint64_t> of) {
+    const auto [share, seed] = of;
+    return {uint32_t(share * 4294967296.0), {uint32_t(seed), uint32_t(seed >> 32)},
+            float(1.0 / (1.0 - share))};
+}
+
+void batch_norm(Address x, bool bf16, int64_t pixels, int channels, const Norm& norm,
+                std::pair<double, uint64_t> drop, Address y, int threads, const std::string& isa,
+                Workspace& ws) {
     run(find_kernels(isa).batch_norm,
-        {pointer<void>(x), bf16, pixels, channels, norm, pointer<void>(y), &ws.pool(), threads,
-         nullptr},
+        {pointer<void>(x), bf16, pixels, channels, norm, dropout(drop), pointer<void>(y),
+         &ws.pool(), threads, nullptr},
         ws);
 }
 
 void batch_norm_backward(Address dy, Address x, bool bf16, int64_t pixels, int channels,
-                         const Norm& norm, Address dx, Address dweight, Address dbias, int threads,
-                         const std::string& isa, Workspace& ws) {
+                         const Norm& norm, std::pair<double, uint64_t> drop, Address dx,
+                         Address dweight, Address dbias, int threads, const std::string& isa,
+                         Workspace& ws) {
     run(find_kernels(isa).batch_norm_backward,
-        {pointer<void>(dy), pointer<void>(x), bf16, pixels, channels, norm, nullptr,
+        {pointer<void>(dy), pointer<void>(x), bf16, pixels, channels, norm, dropout(drop), nullptr,
          pointer<void>(dx), pointer(dweight), pointer(dbias), &ws.pool(), threads, nullptr},
         ws);
 }

@@ -25,7 +25,7 @@ from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.inference.ranges import int8_inputs
 from fastscnn.media.demo import street_scene
 from fastscnn.network.config import PRESETS
-from fastscnn.quantize import calibrate
+from fastscnn.quantize import Quantized, calibrate, quantize
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import evaluate
 from fastscnn_kernels import reference
@@ -331,6 +331,89 @@ def test_calibration_takes_the_mean_of_the_frames_extremes() -> None:
         calibrate(model, frames[:1])
 
 
+# --- an independent truth -------------------------------------------------------------------------
+
+
+def byte_values(x: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """What the bytes of a range stand for: 255 steps from low to high, 0 among them."""
+    step = (span[1] - span[0]) / 255
+    zero = np.rint(-span[0] / step)
+    return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+
+
+def int8_values(weight: np.ndarray) -> np.ndarray:
+    """Weights in steps of their output channel's own: its largest is 127 of them."""
+    step = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+    step = step.reshape(-1, *[1] * (weight.ndim - 1))
+    return np.clip(np.rint(weight / step), -127, 127) * step
+
+
+def uneven(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of very different size, as batch norm leaves them."""
+    scale = torch.logspace(-1.5, 0, len(weight))[torch.randperm(len(weight))]
+    return weight * scale.reshape(-1, 1, 1, 1), bias * scale
+
+
+def rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, dtype=np.float64)))))
+
+
+def test_a_block_in_numpy() -> None:
+    """Nothing here is the package's: integers of weights and maps, and what they stand for."""
+    inputs, hidden, h, w = 16, 96, 9, 13
+    e, d, p = uneven(*dense(hidden, inputs)), uneven(*depthwise(hidden)), dense(24, hidden)
+    x = tensor(1, inputs, h, w)
+    spans = ((-3.0, 3.5), (0.0, 2.5), (0.0, 1.5))
+    block = cpu_int8.InvertedResidual(int8.inverted_residual_weights(e, d, p, spans))
+    got = cpu_int8.inverted_residual(x, block)[0].numpy()
+
+    def block_of(weights: Any, maps: Any) -> np.ndarray:
+        (we, be), (wd, bd), (wp, bp) = (
+            (weights(a.double().numpy()), b.double().numpy()) for a, b in (e, d, p)
+        )
+        y = np.einsum("oi,ihw->ohw", we[..., 0, 0], maps(x[0].double().numpy(), spans[0]))
+        y = np.pad(maps(np.maximum(y + be[:, None, None], 0), spans[1]), ((0, 0), (1, 1), (1, 1)))
+        taps = [(r, c) for r in range(3) for c in range(3)]
+        y = sum(wd[:, 0, r, c, None, None] * y[:, r : r + h, c : c + w] for r, c in taps)
+        y = maps(np.maximum(y + bd[:, None, None], 0), spans[2])
+        return np.einsum("oi,ihw->ohw", wp[..., 0, 0], y) + bp[:, None, None]
+
+    truth = block_of(int8_values, byte_values)
+    noise = rms(truth - block_of(np.copy, lambda values, span: np.clip(values, *span)))
+    assert rms(got - truth) < 0.2 * noise, (rms(got - truth), noise)
+
+
+@pytest.mark.parametrize("preset", ["paper", "segmentron", "paddleseg"])
+def test_the_network_on_rounded_weights_and_maps(preset: str) -> None:
+    """The C++ network makes its integers itself; here the reference computes in float64 with
+    weights and maps that NumPy rounded."""
+    model = network(preset)
+    for conv in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        conv.weight.data *= torch.logspace(-1, 0, len(conv.weight))
+    frame = torch.from_numpy(scenes(1, (64, 96))[0])
+    ranges, folded = calibrate(model, [frame]), fold(model)
+    int8_logits = CpuRuntime(folded, model.config, 19, ranges=ranges).logits(frame[None])
+    floats = CpuRuntime(folded, model.config, 19).logits(frame[None])
+
+    plain = type(model)(19, config=model.config).double().eval()
+    for name, (weight, bias) in folded.items():
+        block = plain.get_submodule(name)
+        conv = block if isinstance(block, torch.nn.Conv2d) else block.conv
+        rounded = int8_values(weight.double().numpy()) if name in ranges else weight.double()
+        conv.weight.data = torch.as_tensor(rounded)
+        conv.bias = torch.nn.Parameter(bias.double())
+        if conv is not block:
+            block.bn = None
+        if name in ranges:
+            block.register_forward_pre_hook(
+                lambda _, x, span=ranges[name]: torch.from_numpy(byte_values(x[0].numpy(), span))
+            )
+    with torch.no_grad():
+        truth = plain(model.preprocess(frame.numpy(), size=(64, 96)).double())
+    noise = rms(floats - truth)
+    assert rms(int8_logits - truth) < 0.05 * noise, (rms(int8_logits - truth), noise)
+
+
 # --- the command and its checkpoints --------------------------------------------------------------
 
 
@@ -361,6 +444,31 @@ def test_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(args) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*args, "--force"]) == 0
+
+
+def test_agreement_is_with_float32(images: Path, tmp_path: Path) -> None:
+    """Also of weights that are calibrated already: their own ranges must not count as float32."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    options: Any = {"size": (64, 96)}
+    quantize(images, first, **options)
+    done = quantize(images, second, weights=first, **options)
+    frames = [np.array(Image.open(p)) for p in sorted(images.iterdir())]
+    plain = fastscnn.load("camvid", device="cpu")
+    ranges = read_checkpoint(second).card.ranges
+    assert ranges == read_checkpoint(first).card.ranges == calibrate(plain, frames, **options)
+    same_labels = [
+        CpuRuntime(fold(plain), plain.config, 11, ranges=spans).labels(
+            torch.from_numpy(frame)[None], size=(64, 96)
+        )
+        for frame in frames
+        for spans in (ranges, None)
+    ]
+    shares = [
+        float((a == b).double().mean())
+        for a, b in zip(same_labels[::2], same_labels[1::2], strict=True)
+    ]
+    assert done == Quantized(3, pytest.approx(np.mean(shares)), pytest.approx(min(shares)))
+    assert min(shares) < np.mean(shares) < 1
 
 
 def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
