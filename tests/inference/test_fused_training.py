@@ -102,7 +102,10 @@ def test_float32_in_cpp(options: dict[str, bool], frozen: bool) -> None:
     largest = max(float(truth[n].abs().max()) for n in parameters)
     scales = {n: max(float(truth[n].abs().max()), 1e-3 * largest) for n in parameters}
     assert_close(
-        *(torch.cat([g[n].flatten() / scales[n] for n in parameters]) for g in (ours, truth, theirs))
+        *(
+            torch.cat([g[n].flatten() / scales[n] for n in parameters])
+            for g in (ours, truth, theirs)
+        )
     )
 
 
