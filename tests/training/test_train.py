@@ -194,7 +194,16 @@ def test_the_last_epoch_is_drawn_without_unreadable_images(data: Path, tmp_path:
 
 def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path) -> None:
     run = trainer(tiny(epochs=2, ema=0.9, val_every=2), data, tmp_path / "run")
+    validate, seen = run.task.validate, []
+
+    def watched(model: Any) -> Score:
+        seen.append(model)
+        assert not model.training
+        return validate(model)
+
+    run.task.validate = watched  # type: ignore[method-assign]
     run.run()
+    assert [*map(id, seen)] == [id(run.learner.average)]
     state = read_state(tmp_path / "run")
     key = "classifier.conv.weight"
     kept = read_checkpoint(tmp_path / "run/best.safetensors").state[key]
@@ -202,7 +211,7 @@ def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path)
     assert not torch.equal(kept, state["model"][key])
     average = FusedFastSCNN(3, aux=True)
     average.load_state_dict(state["average"])
-    score = run.task.validate(average.eval()).best_by
+    score = validate(average.eval()).best_by
     assert score == pytest.approx(state["progress"]["rows"][-1]["miou"], abs=1e-5)
 
 
