@@ -4,8 +4,8 @@ CUDA C++ comes first, for the cases its kernels take (`cuda.Refused` says which 
 extension has code for the GPU: in float16 and bfloat16 that is a whole network from frame to labels
 and confidence, without a compiler. Triton does the rest (float32, odd channels, probabilities).
 Where Triton cannot run, the twins in PyTorch do the rest beside CUDA C++; with neither CUDA C++ nor
-Triton one error says how to get them. What only training needs (`TRAINING`) runs in PyTorch on every
-GPU until its Triton kernels have run on one.
+Triton one error says how to get them. What only training needs (`TRAINING`) runs in PyTorch on
+every GPU until its Triton kernels have run on one.
 """
 
 from __future__ import annotations
