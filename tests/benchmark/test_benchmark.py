@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import compare as bench_compare
 
 import fastscnn
-from fastscnn.benchmark import timing
+from fastscnn.benchmark import cpu, timing
 from fastscnn.benchmark.compare import compare
 from fastscnn.benchmark.cpu import PROVIDERS
-from fastscnn.benchmark.provider import Provider, Unavailable, agreement
+from fastscnn.benchmark.provider import Case, Provider, Unavailable, agreement
 from fastscnn.cli import main
 from fastscnn.media.demo import street_scene
 from fastscnn.network.model import FastSCNN
@@ -32,15 +32,16 @@ def model() -> FastSCNN:
 
 
 @pytest.fixture(scope="module")
-def frame() -> Tensor:
-    return torch.from_numpy(street_scene(96, 160))[None]
+def case() -> Case:
+    streets = [torch.from_numpy(street_scene(96, 160, seed=i))[None] for i in range(4)]
+    return Case(streets[0], 1, torch.cat(streets[1:]))
 
 
 @pytest.mark.parametrize(
     "name", [name for name, p in PROVIDERS.items() if not p.slow and name != "ncnn"]
 )
-def test_every_way_gives_the_references_labels(model: FastSCNN, frame: Tensor, name: str) -> None:
-    (row,) = compare(model, frame, [PROVIDERS[name]], 1, 1)
+def test_every_way_gives_the_references_labels(model: FastSCNN, case: Case, name: str) -> None:
+    (row,) = compare(model, case, [PROVIDERS[name]], 1)
     if "wrong labels" not in row.skipped and row.skipped:
         pytest.skip(row.skipped)
     assert not row.skipped
@@ -49,7 +50,7 @@ def test_every_way_gives_the_references_labels(model: FastSCNN, frame: Tensor, n
     assert len(row.seconds) == 1
 
 
-def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
+def test_wrong_labels_have_no_speed(model: FastSCNN, case: Case) -> None:
     """Nor has what cannot run; the others are measured all the same."""
 
     def unavailable(*_: Any) -> Any:
@@ -58,11 +59,33 @@ def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
     wrong = Provider("wrong", lambda *_: lambda: torch.zeros(1, 96, 160, dtype=torch.uint8))
     missing, good = Provider("missing", unavailable), PROVIDERS["ours"]
     told: list[str] = []
-    rows = compare(model, frame, [wrong, missing, good], 1, 3, tick=told.append)
+    rows = compare(model, case, [wrong, missing, good], 3, tick=told.append)
     assert [len(r.seconds) for r in rows] == [0, 0, 3]
     assert rows[0].skipped.startswith("wrong labels: ")
     assert rows[1].to_dict() == {"provider": "missing", "skipped": "not here"}
     assert told == ["reference", "wrong", "missing", "ours", *["timing"] * 3]
+
+
+def test_ours_is_judged_more_strictly_than_peers() -> None:
+    """float32, ours of fewer bits, and what multiplies a peer's int8."""
+    rules = {name: (p.near, p.share) for name, p in PROVIDERS.items()}
+    assert rules["ours"] == rules["onnxruntime"] == (1e-4, 0.9999)
+    assert rules["ours int8"] == rules["ours bf16"] == (0.03, 0.9999)
+    assert rules["openvino int8"] == rules["onnxruntime int8 + our head"] == (0.1, 0.98)
+
+
+def test_int8_is_not_calibrated_on_the_frame_that_is_judged(
+    model: FastSCNN, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [p for name, p in PROVIDERS.items() if "int8" in name]
+    rows = compare(model, Case(case.frame, 1), chosen, 1)
+    assert len(rows) == 5
+    for row in rows:
+        assert "calibrated" in row.skipped or "not installed" in row.skipped or "AVX" in row.skipped
+    seen: list[Tensor] = []
+    monkeypatch.setattr(cpu, "calibrate", lambda _, frames, size: seen.extend(frames) or {})
+    compare(model, case, [PROVIDERS["ours int8"]], 1)
+    assert not any(torch.equal(f, case.frame[0]) for f in seen)
 
 
 def test_agreement_counts_pixels() -> None:
@@ -71,7 +94,7 @@ def test_agreement_counts_pixels() -> None:
         None, :, None
     ]
     labels = torch.tensor([[[0, 1, 1, 2]]], dtype=torch.uint8)
-    exact, rounded = (agreement(labels, logits, e) for e in (True, False))
+    exact, rounded = (agreement(labels, logits, near) for near in (1e-4, 0.1))
     assert (exact.equal, exact.near) == (0.25, 0.5)
     assert (rounded.equal, rounded.near) == (0.25, 0.75)
 
