@@ -77,7 +77,7 @@ FASTSCNN_INLINE void column(const DepthwiseRowInt8& d, int x, int c, Int16 to[4]
 // where outputs are taken a dilation apart.
 template <int kStride>
 void block(const DepthwiseRowInt8& d, int begin, int end, int c) {
-    const int pitch = d.taps.pitch, apart = kStride == 1 ? d.dilation : 1;
+    const int apart = kStride == 1 ? d.dilation : 1;
     Int16 w[3][4], in[3][4];
     for (int i = 0; i < 3; ++i)
         for (int j = 0; j < 4; ++j)
@@ -99,7 +99,7 @@ void block(const DepthwiseRowInt8& d, int begin, int end, int c) {
                 sum[j] = load_as<Int16>(d.taps.start + c + j * kSums);
                 for (int i = 0; i < 3; ++i) sum[j] = dot4(sum[j], in[i][j], w[i][j]);
             }
-            store_bytes(d.y + int64_t(x - begin) * pitch + c, sum, d.taps.scale + c);
+            store_bytes(d.y + (x - begin) * d.y_stride + c, sum, d.taps.scale + c);
         }
     }
 }

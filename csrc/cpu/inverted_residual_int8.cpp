@@ -34,7 +34,7 @@ int64_t inverted_residual_int8(const InvertedResidualInt8Params& p) {
         const Share band(out_h, unit % bands, bands);
         const float* image = p.x + int64_t(n) * p.h * p.w * p.expand.k;
         float* out = p.y + int64_t(n) * out_h * out_w * p.project.out;
-        DepthwiseRowInt8 d = {{}, {}, outside, p.w, p.taps, p.stride, 1, mid};
+        DepthwiseRowInt8 d = {{}, {}, outside, p.w, p.taps, p.stride, 1, mid, pitch};
         int next = band.begin * p.stride - 1 < 0 ? 0 : band.begin * p.stride - 1;
         for (int y = band.begin; y < band.end; ++y) {
             for (; next <= y * p.stride + 1 && next < p.h; ++next) {
@@ -42,7 +42,7 @@ int64_t inverted_residual_int8(const InvertedResidualInt8Params& p) {
                 for (int x = 0; x < p.w; x += kRunInt8) {
                     const int pixels = p.w - x < kRunInt8 ? p.w - x : kRunInt8;
                     quantize(from + int64_t(x) * p.expand.k, pixels, p.expand.k, p.in, in,
-                             in_pitch);
+                             in_pitch, in_pitch);
                     gemm_int8({in, in_pitch, p.expand, nullptr, nullptr, 0,
                                hidden + next % 3 * row_bytes + int64_t(x) * pitch, pitch, kNone},
                               pixels);

@@ -264,13 +264,21 @@ struct Norm {
     Activation act;
 };
 
+// Sets elements to zero by a hash of the seed and of where they lie (modulo 2^32).
+struct Dropout {
+    uint32_t below;    // of 2^32 values of the hash, those that drop; 0: no dropout
+    uint32_t seed[2];
+    float scale;       // of the elements that are kept
+};
+
 struct BatchNormParams {
     const void* x;  // [pixels, channels], float32 or bfloat16
     bool bf16;
     int64_t pixels;
     int channels;
     Norm norm;
-    void* y;  // like x
+    Dropout drop;  // behind the activation
+    void* y;       // like x
     Pool* pool;
     int threads;
     float* scratch;
@@ -283,6 +291,7 @@ struct BatchNormBackwardParams {
     int64_t pixels;
     int channels;
     Norm norm;
+    Dropout drop;
     const float* sums;       // [2, channels], those of dy and dy * (x - mean) where known, or null
     void* dx;                // like x; may be dy
     float *dweight, *dbias;  // [channels]

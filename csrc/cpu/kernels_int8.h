@@ -1,6 +1,6 @@
 // The int8 kernels: fused blocks whose 1x1 and depthwise convolutions multiply uint8 by int8.
 //
-// Maps between operations stay float; inside, a value v is q = round(v / step) + zero in 0..255.
+// Maps between bottlenecks stay float; inside, a value v is q = round(v / step) + zero in 0..255.
 // All integers are the same on every instruction set, so that results are too.
 #pragma once
 
@@ -52,30 +52,33 @@ struct InvertedResidualInt8Params {
     float* scratch;
 };
 
-struct DsconvInt8Params {
-    const float* x;  // [batch, h, w, taps.channels]
-    int batch, h, w;
-    Quantizer in;
-    TapsInt8 taps;
-    MatrixInt8 weight;  // to floats
-    Activation act;
-    Matrix last;  // a second 1x1, of floats; data null: none
-    float* y;     // [batch, h, w, weight.out or last.out]
+// Bytes out: of zero 0, which makes them a ReLU.
+struct FeatureFusionInt8Params {
+    const float* high;  // [batch, rows.out, cols.out, high_channels]
+    const float* low;   // [batch, rows.in, cols.in, low_channels]
+    int batch;
+    int low_channels;  // a multiple of kBlock
+    int high_channels;
+    AxisView rows, cols;
+    Quantizer high_in, low_in;
+    TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
+    int dilation;
+    MatrixInt8 weight;  // of the low branch's channels, then of the other's; to bytes
+    uint8_t* y;         // [batch, rows.out, cols.out, weight.out rounded up to blocks]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
-struct FeatureFusionInt8Params {
-    const float* high;  // [batch, rows.out, cols.out, high_weight.k]
-    const float* low;   // [batch, rows.in, cols.in, low_weight.k]
-    int batch;
-    AxisView rows, cols;
-    Quantizer high_in, low_in;
-    TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
-    int dilation;
-    MatrixInt8 low_weight, high_weight;
-    float* y;  // [batch, rows.out, cols.out, low_weight.out]
+struct ClassifierInt8Params {
+    const uint8_t* x;  // [batch, h, w, taps1.pitch], of zero 0
+    int batch, h, w;
+    TapsInt8 taps1;
+    MatrixInt8 weight1;  // to bytes of zero 0, which makes it a ReLU
+    TapsInt8 taps2;
+    MatrixInt8 weight2;  // likewise
+    MatrixInt8 last;     // to floats
+    float* y;            // [batch, h, w, last.out]
     Pool* pool;
     int threads;
     float* scratch;
@@ -83,10 +86,10 @@ struct FeatureFusionInt8Params {
 
 struct KernelsInt8 {
     const char* name;    // instruction set
-    const char* floats;  // instruction set for which `last` is packed
+    const char* floats;  // of the float kernels that run beside them
     int64_t (*inverted_residual)(const InvertedResidualInt8Params&);
-    int64_t (*dsconv)(const DsconvInt8Params&);
     int64_t (*feature_fusion)(const FeatureFusionInt8Params&);
+    int64_t (*classifier)(const ClassifierInt8Params&);
 };
 
 }  // namespace fastscnn

@@ -79,7 +79,7 @@ std::vector<std::string> int8_inputs(const NetworkConfig& config) {
     for (const ConvShape& shape : conv_shapes(config)) {
         const auto in = [&](const char* part) { return shape.name.find(part) == 0; };
         const bool dense_ffm = config.ffm_dense && shape.name == "feature_fusion.depthwise";
-        if (in("global_feature_extractor.bottleneck") || in("classifier.dsconv") ||
+        if (in("global_feature_extractor.bottleneck") || in("classifier.") ||
             (in("feature_fusion.") && !dense_ffm))
             names.push_back(shape.name);
     }

@@ -169,15 +169,15 @@ void Plan::add_fusion(int high, int low, Size small, Size large) {
     }
     const Axis rows(small.h, large.h, w.config.ffm_align_corners);
     const Axis cols(small.w, large.w, w.config.ffm_align_corners);
-    const int fused = map(128, large);
+    const int fused = piece(sizes.batch * pixels(large) * 128 * w.trunk->fused_bytes());
     step("feature_fusion", {high, low, fused}, [=, &w](const Job&, Call call) {
         return w.trunk->fusion(at(high, large), at(low), rows, cols, at(fused), call);
     });
-    const int between = w.trunk->needs_between() ? map(128, large) : piece(0);
     const int scores = map(w.config.classes, large);
-    step("classifier", {fused, between, scores}, [=, &w](const Job& job, Call call) {
-        float* y = job.outputs.scores ? job.outputs.scores : at(scores);
-        return w.trunk->classifier(at(fused, large), at(between), w.last, y, call);
+    step("classifier", {fused, scores}, [=, &w](const Job& job, Call call) {
+        Map y = at(scores, large);
+        if (job.outputs.scores) y.data = job.outputs.scores;
+        return w.trunk->classifier(at(fused), y, call);
     });
     add_heads(scores, large);
 }

@@ -24,6 +24,12 @@ PackedMatrix slice(const Convs& convs, int first, int n, bool bias, const std::s
     return {weight.data(), bias ? join.bias : zeros.data(), out, n, 1, isa};
 }
 
+// Beside int8, what is left of the convolutions may round to bfloat16 where that is faster.
+std::string floats_beside_int8() {
+    const std::vector<const Kernels*> found = available_kernels_bf16();
+    return found.empty() ? "" : found[0]->name;
+}
+
 }  // namespace
 
 AxisView view(const Axis& a) {
@@ -57,14 +63,17 @@ PackedTaps Convs::taps(const std::string& name, const std::string& isa) const {
     return {conv(name).weight, conv(name).bias, shape(name).out, isa};
 }
 
-Weights::Weights(const Model& model, const std::string& isa) : Weights(model, Convs(model), isa) {}
+Weights::Weights(const Model& model, const std::string& isa)
+    : Weights(model, Convs(model),
+              model.ranges.empty() ? make_float_trunk(model.config, Convs(model), isa)
+                                   : make_int8_trunk(model, Convs(model), isa),
+              model.ranges.empty() || !isa.empty() ? isa : floats_beside_int8()) {}
 
-Weights::Weights(const Model& model, const Convs& convs, const std::string& isa)
+Weights::Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
+                 const std::string& isa)
     : config(model.config),
       kernels(find_kernels(isa)),
-      last(convs.matrix("classifier.conv", isa)),
-      trunk(model.ranges.empty() ? make_float_trunk(config, convs, isa)
-                                 : make_int8_trunk(model, convs, isa)),
+      trunk(std::move(trunk)),
       stem_(convs.matrix("learning_to_downsample.conv", isa)),
       down_{{convs.taps("learning_to_downsample.dsconv1.depthwise", isa),
              convs.matrix("learning_to_downsample.dsconv1.pointwise", isa)},

@@ -46,14 +46,13 @@ class Trunk {
     virtual ~Trunk() = default;
     // Block i of nine.
     virtual int64_t bottleneck(int i, Map x, float* y, Call call) const = 0;
-    // Both maps to y; behind a dense first convolution, only its ReLU is left of it.
-    virtual int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
-                           Call call) const = 0;
-    // Both DSConvs and the 1x1 `last`, from x to scores y; `between` is a map like x, or null where
-    // none is needed.
-    virtual int64_t classifier(Map x, float* between, const PackedMatrix& last, float* y,
-                               Call call) const = 0;
-    virtual bool needs_between() const = 0;
+    // Bytes of a value of the map between the next two, which nobody else reads.
+    virtual int fused_bytes() const = 0;
+    // Both maps to one; behind a dense first convolution, only its ReLU is left of it.
+    virtual int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols,
+                           void* fused, Call call) const = 0;
+    // Both DSConvs and the 1x1 to class scores.
+    virtual int64_t classifier(const void* fused, Map scores, Call call) const = 0;
 };
 
 std::unique_ptr<Trunk> make_float_trunk(const NetworkConfig& config, const Convs& convs,
@@ -77,11 +76,11 @@ class Weights {
 
     const NetworkConfig config;
     const Kernels& kernels;
-    const PackedMatrix last;
     const std::unique_ptr<Trunk> trunk;
 
   private:
-    Weights(const Model& model, const Convs& convs, const std::string& isa);
+    Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
+            const std::string& isa);
 
     struct Dsconv {
         PackedTaps taps;

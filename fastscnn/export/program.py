@@ -77,7 +77,7 @@ def build_program(
         first = 1 if frame else 2
         free |= {first: Dim("height", min=MIN_SIZE), first + 1: Dim("width", min=MIN_SIZE)}
     net = Exportable(_folded(model), input, output, working_side).eval()
-    # A map of 32 pixels ends 1 wide, which torch takes for another program unless it is told not to.
+    # A map of 32 pixels ends 1 wide: torch takes that for another program unless told not to.
     patched = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), patched:
         example = torch.zeros(shape, dtype=dtype)

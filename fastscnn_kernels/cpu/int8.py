@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastscnn_kernels import extension
 from fastscnn_kernels import reference_int8 as int8
 from fastscnn_kernels.cpu import pack as cpu_pack
+
+#: Maps of bytes have their channels rounded up to this.
+BLOCK = 64
 
 
 def pays() -> bool:
@@ -49,30 +54,34 @@ class InvertedResidual:
         )
 
 
-class Dsconv:
-    """Packed weights of `dsconv`."""
-
-    def __init__(self, weights: int8.Dsconv) -> None:
-        self.channels = weights.depthwise.weight.shape[0]
-        self.out = weights.pointwise.weight.shape[0]
-        #: What the extension takes behind the width.
-        self.arguments = (
-            *(tuple(weights.source), _taps(weights.depthwise)),
-            _matrix(weights.pointwise),
-        )
-
-
 class FeatureFusion:
-    """Packed weights of `feature_fusion`."""
+    """Packed weights of `feature_fusion`; its low branch has a multiple of 64 channels."""
 
     def __init__(self, weights: int8.FeatureFusion) -> None:
-        self.high, self.low = weights.high.weight.shape[1], weights.low.weight.shape[1]
-        self.out = weights.low.weight.shape[0]
+        self.out, inputs = weights.both.weight.shape[:2]
+        self.low, self.high = weights.low_channels, inputs - weights.low_channels
+        if self.low % BLOCK:
+            raise ValueError(
+                f"feature_fusion_int8: low has {self.low} channels, expected a multiple of {BLOCK}"
+            )
         #: What the extension takes behind the dilation.
         self.arguments = (
             *(tuple(weights.high_source), tuple(weights.low_source)),
             None if weights.depthwise is None else _taps(weights.depthwise),
-            *(_matrix(weights.low), _matrix(weights.high)),
+            _matrix(weights.both),
+        )
+
+
+class Classifier:
+    """Packed weights of `classifier`."""
+
+    def __init__(self, weights: int8.Classifier) -> None:
+        self.channels, self.out = weights.depthwise1.weight.shape[0], weights.last.weight.shape[0]
+        #: What the extension takes behind the width.
+        self.arguments = (
+            *(_taps(weights.depthwise1), _matrix(weights.pointwise1)),
+            *(_taps(weights.depthwise2), _matrix(weights.pointwise2)),
+            _matrix(weights.last),
         )
 
 
@@ -105,27 +114,6 @@ def inverted_residual(
     return y
 
 
-def dsconv(
-    x: Tensor,
-    weights: Dsconv,
-    *,
-    activation: str = "relu",
-    threads: int | None = None,
-    isa: str = "",
-) -> Tensor:
-    """float32 N x C x H x W to float32; equals `int8.dsconv` bit for bit."""
-    op = "dsconv_int8"
-    x = cpu_pack.nhwc(op, "x", x, weights.channels)
-    n, _, h, w = x.shape
-    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
-    bounds = cpu_pack.bounds(op, "activation", activation)
-    extension.load().dsconv_int8(
-        *(x.data_ptr(), n, h, w, *weights.arguments, bounds, None, y.data_ptr(), isa),
-        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
-    )
-    return y
-
-
 def feature_fusion(
     high: Tensor,
     low: Tensor,
@@ -136,7 +124,7 @@ def feature_fusion(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """float32 N x C x H x W (high) and N x D x h x w (low) to float32; equals
+    """float32 N x C x H x W (high) and N x D x h x w (low) to uint8; equals
     `int8.feature_fusion` up to the rounding of the upsampling."""
     op = "feature_fusion_int8"
     high = cpu_pack.nhwc(op, "high", high, weights.high)
@@ -146,9 +134,26 @@ def feature_fusion(
     n, _, h, w = high.shape
     axis = extension.load().Axis
     axes = [axis(low.shape[2], h, align_corners), axis(low.shape[3], w, align_corners)]
-    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
+    y = torch.empty((n, h, w, -(-weights.out // BLOCK) * BLOCK), dtype=torch.uint8)
     extension.load().feature_fusion_int8(
-        *(high.data_ptr(), low.data_ptr(), n, *axes, dilation, *weights.arguments, y.data_ptr()),
-        *(isa, cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
+        *(high.data_ptr(), low.data_ptr(), n, weights.low, weights.high, *axes, dilation),
+        *(*weights.arguments, y.data_ptr(), isa),
+        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
+    )
+    return y.permute(0, 3, 1, 2)[:, : weights.out]
+
+
+def classifier(
+    x: Tensor, weights: Classifier, *, threads: int | None = None, isa: str = ""
+) -> Tensor:
+    """uint8 N x C x H x W to float32 scores; equals `int8.classifier` bit for bit."""
+    op = "classifier_int8"
+    cpu_pack.check_same(op, "channels of x", x.shape[1], weights.channels)
+    n, channels, h, w = x.shape
+    blocks = F.pad(x.permute(0, 2, 3, 1), (0, -channels % BLOCK)).contiguous()
+    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
+    extension.load().classifier_int8(
+        *(blocks.data_ptr(), n, h, w, *weights.arguments, y.data_ptr(), isa),
+        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
     )
     return y

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from training_data import COLORS, draw_pair, write_folder, write_image_folders
 
 from fastscnn.classes import CITYSCAPES_LABEL_IDS, IGNORE
-from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
-from fastscnn.training.data import class_shares, image_folders, open_data, scan
-from fastscnn.training.loading import Order, Samples, ahead
+from fastscnn.media.frames import ImageError
+from fastscnn.training.augment import (
+    Augment,
+    WindowAugment,
+    center_crop,
+    normalize,
+    smooth_resize,
+    uniform,
+)
+from fastscnn.training.data import check_bad, class_shares, image_folders, open_data, scan
+from fastscnn.training.loading import Order, Samples, ahead, derive
 
 
 @pytest.fixture
@@ -117,6 +126,33 @@ def test_scan_counts_every_pixel(root: Path) -> None:
     assert found.counts.tolist() == [int((masks == c).sum()) for c in range(3)]
     assert found.sizes == {(64, 96): 8}
     assert class_shares(data, [1]) == pytest.approx([(masks[1] == c).mean() for c in range(3)])
+    assert found.ignored == 0
+
+
+def test_ignored_pixels_have_no_share(root: Path) -> None:
+    _edit_mask(root, lambda m: np.where(np.arange(64)[:, None] < 40, np.uint8(IGNORE), m))
+    data = open_data(root, "train")
+    found = scan(data)
+    rest = data[2][1][40:].numpy()
+    assert found.ignored == 40 * 96
+    assert int(found.counts.sum()) == 8 * 64 * 96 - 40 * 96
+    assert float(found.shares.sum()) == pytest.approx(1)
+    assert class_shares(data, [2]) == pytest.approx([(rest == c).mean() for c in range(3)])
+
+
+def test_a_limit_takes_images_from_all_of_them(root: Path) -> None:
+    data = open_data(root, "train")
+    assert [p.image.stem for p in data.limited(3).pairs] == ["000", "002", "005"]
+    assert data.limited(0).pairs == data.limited(9).pairs == data.pairs
+
+
+def test_joined_data_keep_both_parts_and_their_notes(root: Path) -> None:
+    one, other = open_data(root, "train"), open_data(root, "val")
+    one.notes.append("a")
+    other.notes.append("b")
+    both = one.joined(other)
+    assert both.pairs == one.pairs + other.pairs
+    assert both.notes == ["a", "b"]
 
 
 def test_rotated_photos_fit_their_masks(root: Path) -> None:
@@ -138,6 +174,14 @@ def test_many_unreadable_files_are_refused(root: Path) -> None:
         scan(open_data(root, "train"))
 
 
+def test_one_unreadable_file_in_a_hundred_is_borne() -> None:
+    check_bad(["a"], 100, "own")
+    check_bad([], 3, "own")
+    for bad, total in ((1, 99), (2, 100)):
+        with pytest.raises(ValueError, match=f"{bad} of {total} images cannot be read"):
+            check_bad(["a"] * bad, total, "own")
+
+
 def test_cityscapes_fine_and_coarse(tmp_path: Path) -> None:
     raw = np.array([[0, *CITYSCAPES_LABEL_IDS, 33, 4, 29]], np.uint8).repeat(40, 0)
     for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
@@ -156,6 +200,10 @@ def test_cityscapes_fine_and_coarse(tmp_path: Path) -> None:
         tmp_path / "gtFine/train/town/town_1_2_gtFine_labelTrainIds.png"
     )
     assert open_data(tmp_path, "train")[0][1][0].tolist() == [*range(19), 255, 255, 0, 1]
+    coarse_too = tmp_path / "gtCoarse/train/town"  # as the real data set has
+    coarse_too.mkdir(parents=True)
+    Image.fromarray(raw).save(coarse_too / "town_1_2_gtCoarse_labelIds.png")
+    assert open_data(tmp_path, "train").pairs[0].mask.parts[-4] == "gtFine"
 
 
 def test_camvid_ignores_its_twelfth_value(tmp_path: Path) -> None:
@@ -199,18 +247,89 @@ def test_image_and_mask_move_together(scale: tuple[float, float]) -> None:
         assert float(same[~outside].float().mean()) > 0.97  # but for mixed pixels at the borders
 
 
-def test_every_part_of_the_image_is_cropped() -> None:
-    image = torch.arange(60, dtype=torch.uint8).repeat(3, 40, 1)
-    seen = set()
-    for seed in range(60):
-        generator = torch.Generator().manual_seed(seed)
-        x, _, factors = Augment((32, 32), (1.0, 1.0), flip=False)(
-            image, torch.zeros(40, 60, dtype=torch.uint8), generator
-        )
-        seen |= {int(x.min()), int(x.max())}
-        assert float(factors.sub(1).abs().max()) <= 0.4
-    assert min(seen) == 0
-    assert max(seen) == 59
+def places(image: Tensor, augment: Augment, count: int = 60) -> Tensor:
+    """Crops of many seeds, N x 3 x h x w."""
+    mask = torch.zeros(image.shape[1:], dtype=torch.uint8)
+    seeds = (torch.Generator().manual_seed(s) for s in range(count))
+    return torch.stack([augment(image, mask, seed)[0] for seed in seeds])
+
+
+def test_every_part_of_the_image_is_cropped_and_half_are_flipped() -> None:
+    """Red counts the columns, green the rows: the crop says where it lies and which way round."""
+    columns = torch.arange(60, dtype=torch.uint8).expand(40, 60)
+    rows = torch.arange(40, dtype=torch.uint8)[:, None].expand(40, 60)
+    image = torch.stack([columns, rows, rows])
+    crops = places(image, Augment((32, 32), (1.0, 1.0), flip=False), 200).int()
+    assert set(crops[:, 0, 0, 0].tolist()) == {*range(29)}
+    assert set(crops[:, 1, 0, 0].tolist()) == {*range(9)}
+    assert bool((crops[:, 0, :, 1:] - crops[:, 0, :, :-1] == 1).all())
+    flipped = places(image, Augment((32, 32), (1.0, 1.0)), 200).int()
+    ways = flipped[:, 0, 0, 1] - flipped[:, 0, 0, 0]
+    assert set(ways.tolist()) == {1, -1}
+    assert 75 <= int((ways == 1).sum()) <= 125
+
+
+def test_the_scale_is_uniform_in_its_logarithm() -> None:
+    """By the share of a large crop that a small image fills; half of the scales are below 1."""
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    crops = places(image, Augment((64, 64), (0.5, 2.0)), 300)
+    sides = (crops[:, 0] == 255).any(2).sum(1)  # rows that the image covers
+    scales = (sides.double() / 32).log2()
+    assert sides.min() <= 17
+    assert sides.max() >= 62
+    assert abs(float(scales.mean())) < 0.1
+    assert 120 <= int((sides < 32).sum()) <= 180
+
+
+def test_a_small_image_lies_anywhere_in_the_crop() -> None:
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    crops = places(image, Augment((48, 40), (1.0, 1.0)), 200)
+    assert set((crops[:, 0] == 255).any(2).int().argmax(1).tolist()) == {*range(17)}
+    assert set((crops[:, 0] == 255).any(1).int().argmax(1).tolist()) == {*range(9)}
+
+
+def test_colour_factors_go_both_ways() -> None:
+    """Brightness changes all channels alike, noise each by itself; both about 1."""
+    generators = [torch.Generator().manual_seed(s) for s in range(400)]
+    for brightness, noise, together in ((0.3, 0.0, True), (0.0, 0.1, False)):
+        augment = Augment((32, 32), brightness=brightness, channel_noise=noise)
+        factors = torch.stack([augment.factors(uniform(g), g) for g in generators])
+        most = brightness + noise
+        assert torch.allclose(factors.mean(0), torch.ones(3), atol=0.1 * most)
+        assert bool((factors.amin(0) < 1 - 0.95 * most).all())
+        assert bool((factors.amin(0) >= 1 - most).all())
+        assert bool((factors.amax(0) > 1 + 0.95 * most).all())
+        assert bool((factors.amax(0) <= 1 + most).all())
+        assert torch.allclose(factors[:, :1].expand(-1, 3), factors) is together
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (96, 140), (31, 90)], ids=str)
+def test_resizing_is_pillows(size: tuple[int, int]) -> None:
+    """Bilinear, with the wider filter that keeps a smaller picture from aliasing."""
+    image = noise(48, 70)
+    theirs = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    ours = smooth_resize(tensor(image), size)
+    assert (ours.int() - tensor(np.array(theirs)).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_masks_are_resized_by_their_nearest_pixel(scale: float) -> None:
+    """As Pillow: the pixel whose middle is nearest, so that mask and image stay together."""
+    side = round(48 * scale)
+    mask = noise(48, 48)[..., 0] % 19
+    theirs = np.array(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
+    augment = Augment((side, side), (scale, scale), flip=False)
+    image, generator = tensor(noise(48, 48)), torch.Generator().manual_seed(0)
+    assert np.array_equal(augment(image, torch.from_numpy(mask), generator)[1].numpy(), theirs)
 
 
 def test_normalize_applies_the_factors_first() -> None:
@@ -222,15 +341,34 @@ def test_normalize_applies_the_factors_first() -> None:
         assert torch.allclose(x[:, c].double(), (colored / 255 - mean) / std, atol=1e-5)
 
 
-def test_windows_and_middle_crops_have_the_crop_size() -> None:
-    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
-    for seed in range(5):
-        x, _ = WindowAugment(Augment((32, 48), (0.3, 1.0)))(
-            image, torch.Generator().manual_seed(seed)
-        )
-        assert x.shape == (3, 32, 48)
-    assert center_crop(image, (32, 48)).shape == (3, 32, 48)
-    assert center_crop(image[:, :20, :20], (32, 48)).shape == (3, 32, 48)
+def test_the_middle_crop_is_seven_eighths_of_the_short_side() -> None:
+    image = noise(80, 70)
+    resized = Image.fromarray(image).resize((64, 73), Image.Resampling.BILINEAR)
+    theirs = tensor(np.array(resized.crop((4, 8, 60, 64))))
+    assert (center_crop(tensor(image), (56, 56)).int() - theirs.int()).abs().max() <= 1
+    wide = torch.arange(200, dtype=torch.uint8).expand(3, 40, 200)
+    crop = center_crop(wide, (32, 48))
+    assert crop.shape == (3, 32, 48)
+    assert abs(float(crop[0, 0].float().mean()) - 99.5) <= 1
+
+
+def test_windows_for_classification_lie_anywhere_and_half_are_flipped() -> None:
+    columns = torch.arange(200, dtype=torch.uint8).expand(120, 200)
+    rows = torch.arange(120, dtype=torch.uint8)[:, None].expand(120, 200)
+    image = torch.stack([columns, rows, rows])
+    augment = WindowAugment(Augment((32, 48), (0.5, 0.5)))
+    seeds = (torch.Generator().manual_seed(s) for s in range(200))
+    crops = torch.stack([augment(image, seed)[0] for seed in seeds]).int()
+    assert crops.shape == (200, 3, 32, 48)
+    ends = crops[:, 0, 0, [0, -1]]
+    assert ends.min() < 5
+    assert ends.max() > 194
+    assert crops[:, 1].min() < 5
+    assert crops[:, 1].max() > 114
+    assert 75 <= int((ends[:, 0] < ends[:, 1]).sum()) <= 125
+    aspects = (ends[:, 0] - ends[:, 1]).abs() / (crops[:, 1, -1, 0] - crops[:, 1, 0, 0]) * 120 / 200
+    assert 0.7 < float(aspects.min()) < 0.82
+    assert 1.22 < float(aspects.max()) < 1.42
 
 
 # The order of samples
@@ -273,6 +411,30 @@ def test_samples_depend_on_nothing_but_seed_epoch_and_index(root: Path) -> None:
     samples = Samples(lambda i, g: augment(*data[i], g), len(data), 1)
     assert torch.equal(samples[0, 3][0][0], samples[0, 3][0][0])
     assert not torch.equal(samples[0, 3][0][0], samples[1, 3][0][0])
+
+
+def test_a_batch_may_hold_all_images() -> None:
+    (only,) = Order(8, 8, 1, seed=1)
+    assert sorted(only) == [(0, i) for i in range(8)]
+
+
+def test_a_seed_follows_from_all_of_its_parts() -> None:
+    seeds = [derive(1, 23), derive(12, 3), derive(123), derive(1, 2, 3), derive(3, 2, 1)]
+    assert len(set(seeds)) == 5
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert derive(1, 23) == seeds[0]
+
+
+def test_an_unreadable_last_image_gives_way_to_the_first() -> None:
+    def make(index: int, _: torch.Generator) -> int:
+        if index == 4:
+            raise ImageError("4.png: cut short")
+        assert 0 <= index < 4
+        return index
+
+    samples = Samples(make, 5, seed=0)
+    assert samples[0, 4] == (0, ["4.png: cut short"], "")
+    assert samples[0, 3] == (3, [], "")
 
 
 def test_ahead_keeps_the_order() -> None:

@@ -95,6 +95,12 @@ def test_pytorch_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen("pyramid_pool") == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
 
 
+def test_an_a100_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.0 is the first capability that does, and that Triton serves."""
+    pretend(monkeypatch, capability=(8, 0), missing="")
+    assert chosen() == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "triton"}
+
+
 def test_training_runs_in_pytorch_on_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every registered operation that Triton lacks; the twin gets the call as it is."""
     names = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if "fastscnn::" in n}
