@@ -201,7 +201,7 @@ REFUSED = {
     "not a picture": (b"hello", {}, 415, "expected JPEG, PNG, WEBP or BMP"),
     "a type that Pillow knows": (encoded(FRAME, "TIFF"), {}, 415, "expected JPEG"),
     "truncated": (PNG[: len(PNG) // 2], {}, 422, "cannot be read as an image"),
-    "a bomb": (bomb(), {}, 413, "1600000000 pixels"),
+    "a bomb": (bomb(), {}, 413, "at most 1 million: scale it down"),
     "too many pixels": (encoded(np.zeros((1001, 1000, 3), np.uint8)), {}, 413, "at most 1 million"),
     "too many scans": (b"\xff\xd8" + 101 * b"\xff\xda", {}, 422, "more than 100 scans"),
     "too large": (bytes(400_001), {}, 413, "send a smaller picture"),
@@ -229,6 +229,12 @@ def test_a_large_body_without_announcement_is_not_read_on(client: TestClient) ->
             yield bytes(10_000)
 
     assert client.post("/v1/segment", content=endless()).status_code == 413
+
+
+def test_the_address_opened_in_a_browser(client: TestClient) -> None:
+    answer = client.get("/v1/segment")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert "send the picture with POST" in answer.json()["detail"]
 
 
 def test_a_form_of_other_fields(client: TestClient) -> None:
