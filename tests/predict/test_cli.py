@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from fastscnn.inference.plan import table
 from fastscnn.media.demo import street_scene
 from fastscnn.media.frames import read_image
 from fastscnn.media.outputs import plan_jobs, write_image
-from fastscnn.media.video import VideoReader, VideoWriter
 
 SCENE = street_scene(96, 128)
 
@@ -260,6 +258,14 @@ def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "different folders" in error(capsys)
 
 
+def test_the_same_input_twice_is_one(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "out"), "--size", "64x96"]
+    assert main(["segment", str(photo), str(photo), str(tmp_path), *options]) == 0
+    assert "1 of 1 input(s)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -273,6 +279,7 @@ def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture
         (["segment", "PHOTO", "-o", "PHOTO", "--force"], "is an input"),
         (["segment", "", "-o", "out"], "input is empty"),
         (["segment", "../empt*", "-o", "out"], "no match"),
+        (["segment", "s3://bucket/x.mp4", "-o", "out"], "a bucket is for --cluster"),
         (["segment", "PHOTO", "-o", "x.mp4"], "is an image"),
         (["segment", "PHOTO", "-o", "x.jpg", "--labels"], "expected .png"),
         (["segment", "PHOTO", "-o", "out", "--size", "100000x64"], "at most 32768"),
@@ -322,52 +329,6 @@ def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     model = fastscnn.load(device="cpu")
     assert capsys.readouterr().out == f"{table(model.plan((512, 1024), batch=3))}\n"  # type: ignore[operator]
     assert main(["info", "--plan", "16x64"]) == 2
-
-
-def test_video_round_trip(tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    source = tmp_path / "drive.mp4"
-    writer = VideoWriter(source, Fraction(10))
-    for i in range(5):
-        writer.write(np.roll(SCENE, 4 * i, axis=1))
-    writer.close()
-    out = tmp_path / "out"
-    options = ["--overlay", "--labels", "--size", "64x96"]
-    assert main(["segment", str(source), "-o", str(out), *options]) == 0
-    frames = list(VideoReader(out / "drive_overlay.mp4"))
-    assert len(frames) == 5
-    assert frames[0].shape == SCENE.shape
-    assert len(list((out / "drive_labels").glob("*.png"))) == 5
-    assert VideoReader(out / "drive_overlay.mp4").rate == 10
-    cut = tmp_path / "cut.mp4"
-    data = bytearray(source.read_bytes())
-    middle = data.index(b"mdat") + 8
-    data[middle : middle + 4000] = bytes(4000)  # the first pictures are gone
-    cut.write_bytes(data)
-    if main(["segment", str(cut), "-o", str(out), "--size", "64x96"]) == 2:
-        assert not (out / "cut_overlay.mp4").exists()
-    assert not list(out.glob(".*"))
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"nothing")
-    assert main(["segment", str(broken), "-o", str(out)]) == 2
-
-
-def test_a_shorter_video_leaves_no_frames_of_a_longer_one(tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    source, labels = tmp_path / "drive.mp4", tmp_path / "out" / "drive_labels"
-    options = ["-o", str(tmp_path / "out"), "--labels", "--size", "64x96", "--force"]
-    for count in (4, 2):
-        writer = VideoWriter(source, Fraction(10))
-        for i in range(count):
-            writer.write(np.roll(SCENE, 4 * i, axis=1))
-        writer.close()
-        assert main(["segment", str(source), *options]) == 0
-        labels.joinpath("notes.txt").touch()
-    assert sorted(p.name for p in labels.iterdir()) == ["000000.png", "000001.png", "notes.txt"]
-    source.write_bytes(b"broken")
-    assert main(["segment", str(source), *options]) == 2
-    assert len(list(labels.glob("*.png"))) == 2
-    assert not list(labels.parent.glob(".*"))
 
 
 def test_make_demo_overwrites_only_when_told() -> None:
