@@ -298,6 +298,17 @@ def test_gradients_are_clipped(amp: str) -> None:
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_average_takes_each_step_at_its_pace() -> None:
+    """Nine tenths of the first step, whatever the decay: see `update_average`."""
+    made, losses, batch = learner(ema=0.99, lr=0.5)
+    assert made.average is not None
+    weight, average = losses.model.classifier.conv.weight, made.average.classifier.conv.weight  # type: ignore[union-attr]
+    before = weight.detach().clone()
+    made.step(batch, 0, 10)
+    assert float((weight.detach() - before).abs().max()) > 1e-4  # type: ignore[operator, union-attr]
+    assert torch.allclose(average, before.lerp(weight, 0.9), atol=1e-7)  # type: ignore[arg-type]
+
+
 def test_gradients_are_those_of_one_step() -> None:
     made, losses, batch = learner(lr=1e-30, weight_decay=0.0)
     losses.model.classifier.dropout.p = 0.0  # type: ignore[union-attr]
