@@ -57,6 +57,7 @@ def test_every_part_of_the_image_is_cropped_and_half_are_flipped() -> None:
     crops = places(image, Augment((32, 32), (1.0, 1.0), flip=False), 200).int()
     assert set(crops[:, 0, 0, 0].tolist()) == {*range(29)}
     assert set(crops[:, 1, 0, 0].tolist()) == {*range(9)}
+    assert len(set(map(tuple, crops[:, :2, 0, 0].tolist()))) > 80  # each by itself
     assert bool((crops[:, 0, :, 1:] - crops[:, 0, :, :-1] == 1).all())
     flipped = places(image, Augment((32, 32), (1.0, 1.0)), 200).int()
     ways = flipped[:, 0, 0, 1] - flipped[:, 0, 0, 0]
