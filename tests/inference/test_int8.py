@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,13 @@ def test_bad_input_of_operations() -> None:
     weights = int8.inverted_residual_weights(*block, ((-1.0, 1.0), (0.0, 1.0), (0.0, 1.0)))
     packed = cpu_int8.InvertedResidual(weights)
     x = tensor(1, 4, 5, 5)
+    fusion = cpu_int8.FeatureFusion(
+        int8.feature_fusion_weights(
+            *(depthwise(4), dense(8, 4), dense(8, 4), ((-1.0, 1.0), (0.0, 1.0), (-1.0, 1.0)))
+        )
+    )
+    with pytest.raises(ValueError, match="batch of low: got 2, expected 1"):
+        cpu_int8.feature_fusion(x, tensor(2, 4, 2, 2), fusion, dilation=1, align_corners=False)
     with pytest.raises(ValueError, match="residual with stride 1 and 4 to 8 channels"):
         cpu_int8.inverted_residual(x, packed, residual=True)
     with pytest.raises(ValueError, match="x has 5 channels, its weight expects 4"):
@@ -445,6 +452,37 @@ def test_agreement_is_with_float32(images: Path, tmp_path: Path) -> None:
     ]
     assert done == Quantized(3, pytest.approx(np.mean(shares)), pytest.approx(min(shares)))
     assert min(shares) < np.mean(shares) < 1
+
+
+def test_images_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(7):
+        Image.fromarray(scenes(1, (40, 48))[0]).save(tmp_path / f"{i}.png")
+    taken: list[str] = []
+
+    def progress(files: Sequence[Path]) -> Sequence[Path]:
+        taken.extend(f.name for f in files)
+        return files
+
+    quantize(tmp_path, tmp_path / "x.safetensors", size=(32, 32), limit=3, progress=progress)
+    assert taken == 2 * ["0.png", "2.png", "4.png"]
+
+
+def test_zero_skip_is_calibrated_as_it_runs() -> None:
+    """Without the skip, what the classifier sees has another range."""
+    model = network("paper")
+    both = []
+    for skip in (False, True):
+        model.feature_fusion.zero_skip = skip
+        inputs: list[Tensor] = []
+        first = model.classifier.dsconv1.depthwise
+        hook = first.register_forward_pre_hook(lambda _, x, to=inputs: to.append(x[0]))
+        frame = scenes(1, (64, 96))[0]
+        with torch.no_grad():
+            model(model.preprocess(frame))
+        hook.remove()
+        both.append(calibrate(model, [frame])["classifier.dsconv1.depthwise"])
+        assert both[-1][1] == pytest.approx(float(inputs[0].max()))
+    assert both[0] != both[1]
 
 
 def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

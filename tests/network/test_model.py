@@ -114,6 +114,12 @@ def test_auxiliary_heads() -> None:
     x = torch.randn(2, 3, 64, 96)
     assert [tuple(y.shape) for y in model.forward_aux(x)] == [(2, 5, 64, 96)] * 3
     assert model(x).shape == (2, 5, 64, 96)
+    with torch.no_grad():
+        main, high, low = model.eval().scores_aux(x)
+        first = model.learning_to_downsample(x)
+        assert torch.equal(high, model.aux["high"](first))
+        assert torch.equal(low, model.aux["low"](model.global_feature_extractor(first)))
+        assert torch.equal(main, model.scores(x))
     plain = set(FastSCNN(5).state_dict())
     assert {k for k in model.state_dict() if not k.startswith("aux.")} == plain
     with pytest.raises(RuntimeError, match="aux=True"):
@@ -139,6 +145,12 @@ def test_classifier_shares_the_backbone() -> None:
     """Section 3.4: average pooling instead of fusion; the backbone loads into the segmenter."""
     model = FastSCNNClassifier(10)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    maps = torch.arange(256.0).reshape(1, 128, 1, 2)
+    model.eval()._features = lambda x: (x, maps)  # type: ignore[method-assign]
+    with torch.no_grad():
+        model.linear.weight.fill_(0).fill_diagonal_(1)
+        model.linear.bias.fill_(0)
+        assert model(maps)[0].tolist() == [2 * i + 0.5 for i in range(10)]
     backbone = {
         k: v for k, v in model.state_dict().items() if not k.startswith(("linear", "dropout"))
     }
@@ -171,6 +183,14 @@ def test_training_on_one_image_is_a_clear_error() -> None:
 def test_class_count_limits(count: int) -> None:
     with pytest.raises(ValueError, match=r"1\.\.255"):
         FastSCNN(count)
+
+
+def test_what_a_config_sets_for_training() -> None:
+    config = FastSCNNConfig(dropout=0.3, bn_eps=2e-3, bn_momentum=0.02)
+    for model in (FastSCNN(3, config=config, aux=True), FastSCNNClassifier(3, config=config)):
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert {(m.eps, m.momentum) for m in norms} == {(2e-3, 0.02)}
+        assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
 
 
 def test_config_round_trip_and_errors() -> None:
