@@ -692,6 +692,8 @@ def test_load_options(tramac: Path) -> None:
     assert (fresh.num_classes, fresh.config) == (19, FastSCNNConfig.paper())
     model = load(tramac, fused=False, device="cpu", dtype=torch.float16, num_classes=5)
     assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert not any(m.training for m in (*fresh.modules(), *model.modules()))
+    assert load(None, fused=False, device="cpu", num_classes=7).num_classes == 7
     with pytest.raises(ValueError, match="expected one of cpu"):
         load(None, fused=False, device="cuda:99")
     with pytest.raises(ValueError, match="'gpu' cannot be used"):

@@ -25,7 +25,7 @@ from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.inference.ranges import int8_inputs
 from fastscnn.media.demo import street_scene
 from fastscnn.network.config import PRESETS
-from fastscnn.quantize import Quantized, calibrate, quantize
+from fastscnn.quantize import Quantized, _observer, calibrate, quantize
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import evaluate
 from fastscnn_kernels import reference
@@ -307,6 +307,9 @@ def test_calibration_takes_the_mean_of_the_frames_extremes() -> None:
     low, high = calibrate(model, frames, size=(64, 96))[name]
     assert low == pytest.approx(np.mean([float(x.min()) for x in inputs]))
     assert high == pytest.approx(np.mean([float(x.max()) for x in inputs]))
+    _observer(name, seen := [])(model, (torch.tensor([2.0, 5.0]),))
+    _observer(name, seen)(model, (torch.tensor([-5.0, -2.0]),))
+    assert seen == [(0, 5), (-5, 0)]
     with pytest.raises(ValueError, match="no frames to calibrate on"):
         calibrate(model, [])
     model.learning_to_downsample.dsconv2.pointwise.conv.weight.data[0, 0] = torch.inf

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import pair
+from networks import pair, randomize
 from PIL import Image
 
 from fastscnn.checkpoints.card import Card
@@ -159,7 +159,9 @@ def test_working_size_follows_the_card_and_the_aspect() -> None:
 def test_preprocess_by_hand() -> None:
     """One colour in other normalisations than the paper's, and in OpenCV's order."""
     config = FastSCNNConfig(mean=(0.5, 0.25, 0), std=(0.5, 1, 2), head_align_corners=True)
-    model = FastSCNN(3, config=config).eval()
+    model = FastSCNN(3, config=config)
+    randomize(model)
+    model.eval()
     image = np.full((32, 40, 3), (255, 51, 102), np.uint8)
     for x in (model.preprocess(image), model.preprocess(image[..., ::-1], channels="bgr")):
         assert x.shape == (1, 3, 32, 40)
@@ -171,12 +173,15 @@ def test_preprocess_by_hand() -> None:
         expected = F.interpolate(model.scores(noise), (32, 40), mode="bilinear", align_corners=True)
         torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(model.probabilities(noise), logits.softmax(1))
+        model.classifier.conv.weight *= 1e-3  # near one another: every bit of the scores counts
+        model.classifier.conv.bias.fill_(1)
         image = frame(64, 80)
         found = model.segment(image)
         expected = F.interpolate(
             model.scores(model.preprocess(image)), (64, 80), mode="bilinear", align_corners=True
         )
     assert np.array_equal(found, expected.max(dim=1)[1][0].numpy())
+    assert len(np.unique(found)) > 1
 
 
 def test_threads_give_the_same_labels(models: tuple[FastSCNN, ...]) -> None:
@@ -252,6 +257,11 @@ def test_segmenting_in_training_mode_is_refused() -> None:
 def test_bad_sizes(models: tuple[FastSCNN, ...], size: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"size.*expected"):
         models[1].segment(frame(), size=size)
+
+
+def test_a_size_beyond_the_largest_names_the_largest() -> None:
+    with pytest.raises(ValueError, match=r"64x40000: .*at most 32768; use \(64, 32768\)"):
+        FastSCNN(3).eval().input_size((64, 80), (64, 40000))
 
 
 def test_another_default_dtype_changes_nothing(models: tuple[FastSCNN, ...]) -> None:
