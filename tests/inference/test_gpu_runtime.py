@@ -1,5 +1,5 @@
-"""The GPU's network with the twins for its operations, which need no GPU: what it binds and passes on
-is the model's, for every preset."""
+"""The GPU's network with the twins for its operations, which need no GPU: what it binds and passes
+on is the model's, for every preset."""
 
 from __future__ import annotations
 
