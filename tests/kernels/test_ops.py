@@ -155,7 +155,7 @@ BAD = {
         X, [P], [PB], torch.zeros(8, 14, 1, 1), B)),
     "size": (ValueError, "size=", lambda: k.softmax_head(X, (0, 4))),
     "classes": (ValueError, "at most 255", lambda: k.argmax_head(
-        torch.zeros(1, 256, 2, 2), (4, 4))),
+        torch.zeros(1, 256, 2, 2, device="meta"), (4, 4))),
 }  # fmt: skip
 
 

@@ -260,8 +260,11 @@ def test_bad_sizes(models: tuple[FastSCNN, ...], size: object) -> None:
 
 
 def test_a_size_beyond_the_largest_names_the_largest() -> None:
+    model = FastSCNN(3)
     with pytest.raises(ValueError, match=r"64x40000: .*at most 32768; use \(64, 32768\)"):
-        FastSCNN(3).eval().input_size((64, 80), (64, 40000))
+        model.input_size((64, 80), (64, 40000))
+    with pytest.raises(ValueError, match=r"40000x64: .*at most 32768; use \(32768, 64\)"):
+        model.input_size((64, 80), (40000, 64))
 
 
 def test_another_default_dtype_changes_nothing(models: tuple[FastSCNN, ...]) -> None:
