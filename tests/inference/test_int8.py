@@ -92,21 +92,28 @@ def test_inverted_residual(block: tuple[int, ...], size: tuple[int, int], isa: s
         for threads in (1, 3):
             options: Any = {"stride": stride, "residual": residual, "threads": threads, "isa": isa}
             same(cpu_int8.inverted_residual(x, packed, **options), twin)
+    q = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    twin = int8.inverted_residual(q, weights, stride=stride)
+    same(cpu_int8.inverted_residual(q, packed, stride=stride, threads=3, isa=isa), twin)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("channels", [(128, 128), (40, 19), (3, 65)], ids=str)
-def test_dsconv(channels: tuple[int, int], size: tuple[int, int], isa: str) -> None:
-    inputs, out = channels
-    x = tensor(2, inputs, *size)
-    for span, activation in (((-2.0, 3.0), "none"), ((0.0, 3.0), "relu6")):
-        weights = int8.dsconv_weights(depthwise(inputs), dense(out, inputs), (span, (-1.0, 3.0)))
-        assert (weights.source.zero > 0) == (span[0] < 0)
-        packed, twin = cpu_int8.Dsconv(weights), int8.dsconv(x, weights, activation=activation)
+@pytest.mark.parametrize("channels", [(128, 128, 11), (40, 70, 19), (3, 65, 2)], ids=str)
+def test_classifier(channels: tuple[int, int, int], size: tuple[int, int], isa: str) -> None:
+    inputs, wide, out = channels
+    x = torch.randint(0, 256, (2, inputs, *size), dtype=torch.uint8)
+    for low in (-1.0, 0.0):  # 0: a ReLU between depthwise and pointwise
+        weights = int8.classifier_weights(
+            (
+                *(depthwise(inputs), dense(wide, inputs), depthwise(wide), dense(wide, wide)),
+                dense(out, wide),
+            ),
+            ((0.0, 3.0), (low, 3.0), (0.0, 2.0), (low, 2.0), (0.0, 2.0)),
+        )
+        packed, twin = cpu_int8.Classifier(weights), int8.classifier(x, weights)
         for threads in (1, 3):
-            options: Any = {"activation": activation, "threads": threads, "isa": isa}
-            same(cpu_int8.dsconv(x, packed, **options), twin)
+            same(cpu_int8.classifier(x, packed, threads=threads, isa=isa), twin)
 
 
 # Low map, high map: ratios at which bilinear weights are exact, so that no rounding differs.
@@ -119,13 +126,13 @@ FUSIONS = [((1, 1), (1, 1), False), ((4, 7), (16, 28), False), ((3, 14), (5, 27)
 def test_feature_fusion(dilation: int, sizes: Any, isa: str) -> None:
     """Dilation 0: no depthwise convolution."""
     small, large, align = sizes
-    for channels in ((64, 128, 128), (10, 20, 30)):
+    for channels in ((64, 128, 128), (10, 64, 30)):
         low = torch.randint(-16, 16, (2, channels[1], *small)) / 8
-        high = tensor(2, channels[0], *large)
+        high = torch.randint(0, 256, (2, channels[0], *large), dtype=torch.uint8)
         weights = int8.feature_fusion_weights(
             depthwise(channels[1]) if dilation else None,
             *(dense(channels[2], channels[1]), dense(channels[2], channels[0])),
-            ((-1.5, 2.0), (0.0, 2.0), (-1.0, 4.0)),
+            ((-1.5, 2.0), (0.0, 2.0), (0.0, 4.0), (0.0, 3.0)),
         )
         packed = cpu_int8.FeatureFusion(weights)
         how: Any = {"dilation": dilation or 1, "align_corners": align}
@@ -159,17 +166,26 @@ def test_twins_are_close_to_the_float_operations() -> None:
     exact = reference.inverted_residual(x, *e, *d, *p, residual=True)
     close(int8.inverted_residual(x, weights, residual=True), exact)
 
-    d, p = depthwise(64), dense(32, 64)
-    filtered = F.conv2d(x, *d, padding=1, groups=64)
-    exact = F.relu(F.conv2d(filtered, *p))
-    close(int8.dsconv(x, int8.dsconv_weights(d, p, (span(x), span(filtered)))), exact)
-
-    low, up = dense(96, 64), F.interpolate(x, (32, 48), mode="bilinear")
+    d, low, other = depthwise(64), dense(96, 64), dense(96, 64)
+    up, high = F.interpolate(x, (32, 48), mode="bilinear"), high.relu()
     filtered = F.relu(F.conv2d(up, *d, padding=4, dilation=4, groups=64))
-    other = dense(96, 64)
     exact = F.relu(F.conv2d(filtered, *low) + F.conv2d(high, *other))
-    fusion = int8.feature_fusion_weights(d, low, other, (span(up), span(filtered), span(high)))
-    close(int8.feature_fusion(high, x, fusion, dilation=4, align_corners=False), exact)
+    spans = span(up), span(filtered), span(high), span(exact)
+    fusion = int8.feature_fusion_weights(d, low, other, spans)
+    q = int8.quantizer(spans[2])(high).to(torch.uint8)
+    got = int8.feature_fusion(q, x, fusion, dilation=4, align_corners=False)
+    close(got / int8.quantizer(spans[3]).inverse, exact)
+
+    q = torch.randint(0, 256, (2, 64, 16, 24), dtype=torch.uint8)
+    d1, p1, d2, p2, last = depthwise(64), dense(32, 64), depthwise(32), dense(32, 32), dense(11, 32)
+    maps = [q / 85.0]
+    maps.append(F.conv2d(maps[-1], *d1, padding=1, groups=64))
+    maps.append(F.relu(F.conv2d(maps[-1], *p1)))
+    maps.append(F.conv2d(maps[-1], *d2, padding=1, groups=32))
+    maps.append(F.relu(F.conv2d(maps[-1], *p2)))
+    five: Any = ((0.0, 3.0), *map(span, maps[1:]))
+    classifier = int8.classifier_weights((d1, p1, d2, p2, last), five)
+    close(int8.classifier(q, classifier), F.conv2d(maps[-1], *last))
 
 
 def span(x: Tensor) -> tuple[float, float]:
@@ -187,16 +203,17 @@ def test_bad_input_of_operations() -> None:
     with pytest.raises(ValueError, match="expected ones that start at 0"):
         int8.inverted_residual_weights(*block, ((-1.0, 1.0), (-1.0, 1.0), (0.0, 1.0)))
     weights = int8.inverted_residual_weights(*block, ((-1.0, 1.0), (0.0, 1.0), (0.0, 1.0)))
+    positive: Any = ((0.0, 1.0),) * 3
+    with pytest.raises(ValueError, match=r"feature_fusion_int8: ranges .* start at 0"):
+        int8.feature_fusion_weights(None, *block[::2], (*positive, (-1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"classifier_int8: ranges .* start at 0"):
+        int8.classifier_weights((*block, *block[1:]), (*positive, (0.0, 1.0), (-1.0, 1.0)))
+    fusion = int8.feature_fusion_weights(None, dense(8, 24), dense(8, 4), (*positive, (0.0, 1.0)))
+    with pytest.raises(ValueError, match="low has 24 channels, expected a multiple of 64"):
+        cpu_int8.FeatureFusion(fusion)
     packed = cpu_int8.InvertedResidual(weights)
     x = tensor(1, 4, 5, 5)
-    fusion = cpu_int8.FeatureFusion(
-        int8.feature_fusion_weights(
-            *(depthwise(4), dense(8, 4), dense(8, 4), ((-1.0, 1.0), (0.0, 1.0), (-1.0, 1.0)))
-        )
-    )
-    with pytest.raises(ValueError, match="batch of low: got 2, expected 1"):
-        cpu_int8.feature_fusion(x, tensor(2, 4, 2, 2), fusion, dilation=1, align_corners=False)
-    with pytest.raises(ValueError, match="residual with stride 1 and 4 to 8 channels"):
+    with pytest.raises(ValueError, match="residual with float32, stride 1 and 4 to 8"):
         cpu_int8.inverted_residual(x, packed, residual=True)
     with pytest.raises(ValueError, match="x has 5 channels, its weight expects 4"):
         cpu_int8.inverted_residual(tensor(1, 5, 5, 5), packed)
@@ -397,7 +414,8 @@ def test_the_network_on_rounded_weights_and_maps(preset: str) -> None:
     with torch.no_grad():
         truth = plain(model.preprocess(frame.numpy(), size=(64, 96)).double())
     noise = rms(floats - truth)
-    assert rms(int8_logits - truth) < 0.05 * noise, (rms(int8_logits - truth), noise)
+    # Not in it: the bytes of the fusion's high branch and of its output.
+    assert rms(int8_logits - truth) < 0.4 * noise, (rms(int8_logits - truth), noise)
 
 
 # --- the command and its checkpoints --------------------------------------------------------------
