@@ -234,6 +234,12 @@ def test_auxiliary_heads() -> None:
     x = torch.randn(2, 3, 64, 96)
     assert [tuple(y.shape) for y in model.forward_aux(x)] == [(2, 5, 64, 96)] * 3
     assert model(x).shape == (2, 5, 64, 96)
+    with torch.no_grad():
+        main, high, low = model.eval().scores_aux(x)
+        first = model.learning_to_downsample(x)
+        assert torch.equal(high, model.aux["high"](first))
+        assert torch.equal(low, model.aux["low"](model.global_feature_extractor(first)))
+        assert torch.equal(main, model.scores(x))
     plain = set(FastSCNN(5).state_dict())
     assert {k for k in model.state_dict() if not k.startswith("aux.")} == plain
     with pytest.raises(RuntimeError, match="aux=True"):
