@@ -208,15 +208,23 @@ class _Recorder(Composition):
         self._note("pool_branches", (sums, *branches), maps, macs)
         return self._note("pool_join", (x, maps, join_weight, join_bias), y, joining)
 
-    def _feature_fusion(self, high: Tensor, low: Tensor, *weights: Tensor, **_: Any) -> Tensor:
+    def _feature_fusion(
+        self, high: Tensor, low: Tensor, *weights: Tensor, dilation: int, align_corners: bool
+    ) -> Tensor:
         depthwise, low_weight, high_weight = weights[0], weights[2], weights[4]
+        sizes = tuple(high.shape[2:]), tuple(low.shape[2:])
         macs = low_weight.numel() + high_weight.numel() + 4 * low.shape[1]
+        before = 0  # on the low map
         if depthwise.shape[-1] == 1:
             low = self._pointwise_conv(low, weights[0], weights[1])
+        elif not shapes.fusion_commutes(*sizes, dilation, align_corners):
+            macs += 5 * depthwise.numel()  # each of nine taps is sampled from four pixels
+        elif self._by == "triton":
+            low = self._depthwise_conv(low, weights[0], weights[1], stride=1)
         else:
-            macs += depthwise.numel()  # of a map that is sampled, or of one that is convolved first
+            before = 9 * low.numel()
         y = shapes.empty_map(high, low_weight.shape[0], *high.shape[2:])
-        return self._note("feature_fusion", (high, low, *weights), y, macs * _pixels(high))
+        return self._note("feature_fusion", (high, low, *weights), y, before + macs * _pixels(high))
 
 
 def _pixels(x: Tensor) -> int:
