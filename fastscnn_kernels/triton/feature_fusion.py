@@ -56,7 +56,8 @@ def _depthwise_of_samples(
 
 @triton.jit
 def feature_fusion_kernel(
-    high, low, convolved, depthwise, depthwise_bias, low_weight, low_bias, high_weight, high_bias, y,
+    high, low, convolved,
+    depthwise, depthwise_bias, low_weight, low_bias, high_weight, high_bias, y,
     H, W, LH, LW, scale_h, scale_w,
     depthwise_channel, depthwise_tap, low_out, low_in, high_out, high_in,
     CH: tl.constexpr, CL: tl.constexpr, CO: tl.constexpr,
