@@ -13,6 +13,7 @@ from fastscnn_kernels.shapes import convolved, empty_map, nhwc
 
 _VECTORS = "Tensor weight, Tensor bias, Tensor mean, Tensor var"
 _NORM = "float eps, bool batch_moments, str activation"
+_DROP = "float dropout, int seed"
 _STEP = "SymInt stride, SymInt dilation"
 
 
@@ -41,7 +42,7 @@ _moments_op = registration.define(
 
 _norm_backward_op = registration.define(
     "batch_norm_backward",
-    f"(Tensor dy, Tensor x, {_VECTORS}, *, {_NORM}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor dy, Tensor x, {_VECTORS}, *, {_NORM}, {_DROP}) -> (Tensor, Tensor, Tensor)",
     lambda dy, x, weight, bias, mean, var, **_: (
         empty_map(x, *x.shape[1:]),
         torch.empty_like(weight),
@@ -68,7 +69,7 @@ def _norm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 _norm_op = registration.define(
     "batch_norm",
-    f"(Tensor x, {_VECTORS}, *, {_NORM}) -> Tensor",
+    f"(Tensor x, {_VECTORS}, *, {_NORM}, {_DROP}) -> Tensor",
     lambda x, *_, **__: empty_map(x, *x.shape[1:]),
     gradient=(_setup, _norm_backward),
     halves=True,
@@ -132,15 +133,19 @@ def batch_norm(
     *,
     eps: float = 1e-5,
     activation: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
-    """Batch norm by given moments, and an activation.
+    """Batch norm by given moments, an activation, and dropout.
 
-    y = f((x - mean) / sqrt(var + eps) * weight + bias)
+    y = drop(f((x - mean) / sqrt(var + eps) * weight + bias))
 
     `x` N x C x H x W, float32, float16 or bfloat16; the vectors of `given`, `weight` and `bias`
     hold C float32 values. Returns the dtype of x, channels_last. Differentiable once, by x, weight
-    and bias; x's gradient includes that of its moments where `given.batch`. Raises TypeError or
-    ValueError naming the argument that does not fit.
+    and bias; x's gradient includes that of its moments where `given.batch`. `dropout` in [0, 1) is
+    the share of elements that become zero, by a hash of `seed` (0 to 2^63 - 1) and of where they
+    lie; the others are divided by 1 - dropout. Raises TypeError or ValueError naming the argument
+    that does not fit.
 
     Reads x and writes y; backward reads x and dy twice and writes dx. Nothing else is stored.
 
@@ -149,7 +154,14 @@ def batch_norm(
         f(F.batch_norm(x, mean, var, weight, bias, eps=eps))       given = Moments(mean, var, False)
     """
     vectors = _check_norm("batch_norm", x, weight, bias, given, activation)
-    y: Tensor = _norm_op(x, *vectors, eps=eps, batch_moments=given.batch, activation=activation)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"batch_norm: dropout={dropout}, expected 0 or more and below 1")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"batch_norm: seed={seed}, expected 0 to 2^63 - 1")
+    y: Tensor = _norm_op(
+        x, *vectors, eps=eps, batch_moments=given.batch, activation=activation,
+        dropout=float(dropout), seed=seed,
+    )  # fmt: skip
     return y
 
 

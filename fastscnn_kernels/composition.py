@@ -4,8 +4,8 @@ CUDA C++ comes first, for the cases its kernels take (`cuda.Refused` says which 
 extension has code for the GPU: in float16 and bfloat16 that is a whole network from frame to labels
 and confidence, without a compiler. Triton does the rest (float32, odd channels, probabilities).
 Where Triton cannot run, the twins in PyTorch do the rest beside CUDA C++; with neither CUDA C++ nor
-Triton one error says how to get them.
-What only training needs (`TRAINING`) has no GPU kernels of ours: there PyTorch's own run.
+Triton one error says how to get them. What only training needs (`TRAINING`) runs in PyTorch on
+every GPU until its Triton kernels have run on one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastscnn_kernels.cuda import operations as cuda
 MINIMUM_TRITON = Version("3.6")
 MINIMUM_CAPABILITY = (8, 0)
 KERNELS = ("auto", "cuda", "triton")
-#: The operations that run as their twins on every GPU.
+#: The operations that run as their twins on every GPU, though Triton has them.
 TRAINING = (
     *("moments", "batch_norm", "batch_norm_backward", "norm_depthwise", "norm_depthwise_backward"),
     *("depthwise_conv_backward", "cross_entropy_head_sums", "cross_entropy_head_map"),

@@ -109,14 +109,32 @@ def batch_norm(
     eps: float,
     batch_moments: bool,
     activation: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
-    """Normalisation by given moments, and an activation. `batch_moments` concerns the gradient:
-    whether `mean` and `var` are those of x itself."""
+    """Normalisation by given moments, an activation, and dropout. `batch_moments` concerns the
+    gradient: whether `mean` and `var` are those of x itself."""
     scale = weight / torch.sqrt(var + eps)
     shift = bias - mean * scale
     y = _wide(x) * scale[:, None, None] + shift[:, None, None]
     low, high = _BOUNDS[activation]
-    return y.clamp(low, high).to(x.dtype)
+    return dropped(y.clamp(low, high), dropout, seed).to(x.dtype)
+
+
+def dropped(x: Tensor, share: float, seed: int) -> Tensor:
+    """x / (1 - share) with `share` of its elements zero: those whose hash, of the seed and of their
+    place among N x H x W x C modulo 2^32, is below share * 2^32."""
+    if share == 0:
+        return x
+    n, c, h, w = x.shape
+    bits = 0xFFFFFFFF
+    v = torch.arange(x.numel(), device=x.device) * 0x9E3779B1 + (seed & bits)
+    v = v & bits
+    v = (v ^ (v >> 16)) * 0x7FEB352D & bits
+    v = (v ^ (v >> 15) ^ (seed >> 32)) * 0x846CA68B & bits
+    v = v ^ (v >> 16)
+    kept = (v >= int(share * 2**32)).view(n, h, w, c).permute(0, 3, 1, 2)
+    return x * kept / (1 - share)
 
 
 def batch_norm_backward(
@@ -130,13 +148,15 @@ def batch_norm_backward(
     eps: float,
     batch_moments: bool,
     activation: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     std = torch.sqrt(var + eps)
     away = _wide(x) - mean[:, None, None]
     u = away * (weight / std)[:, None, None] + bias[:, None, None]
     low, high = _BOUNDS[activation]
-    g = torch.where((u > low) & (u < high), _wide(dy), 0)
+    g = torch.where((u > low) & (u < high), dropped(_wide(dy), dropout, seed), 0)
     dbias, product = g.sum((0, 2, 3)), (g * away).sum((0, 2, 3))
     if batch_moments:
         pixels = x.numel() // x.shape[1]

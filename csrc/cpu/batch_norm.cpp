@@ -35,6 +35,18 @@ FASTSCNN_INLINE void fetch(const T* x, int64_t elements) {
     for (int64_t i = 0; i < elements; i += kLine) __builtin_prefetch(x + i);
 }
 
+// What dropout multiplies the elements from `first` on by. The hash is that of
+// `reference.dropped`: two rounds of multiplications and shifts with full avalanche.
+FASTSCNN_INLINE Vec kept(const Dropout& d, int64_t first) {
+    VecBits h = {};
+    for (int i = 0; i < kLanes; ++i) h[i] = uint32_t(i);
+    h = (h + uint32_t(first)) * 0x9e3779b1u + d.seed[0];
+    h = (h ^ h >> 16) * 0x7feb352du;
+    h = (h ^ h >> 15 ^ d.seed[1]) * 0x846ca68bu;
+    h ^= h >> 16;
+    return h >= d.below ? Vec{} + d.scale : Vec{};
+}
+
 template <class T>
 void moments(const MomentsParams& p, const Units& units, float* parts) {
     const int channels = p.channels;
@@ -72,8 +84,10 @@ void normalize(const BatchNormParams& p, const Units& units, const Lines& lines)
         T* y = static_cast<T*>(p.y) + begin;
         for (int i = 0; i < units.size(unit); ++i, x += channels, y += channels)
             by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
-                const Vec v = read(x + c, n) * read(lines.scale + c, n) + read(lines.shift + c, n);
-                write(y + c, min(Vec{} + act.high, max(Vec{} + act.low, v)), n);
+                Vec v = read(x + c, n) * read(lines.scale + c, n) + read(lines.shift + c, n);
+                v = min(Vec{} + act.high, max(Vec{} + act.low, v));
+                if (p.drop.below) v *= kept(p.drop, begin + int64_t(i) * channels + c);
+                write(y + c, v, n);
             });
     });
 }
@@ -83,10 +97,14 @@ struct Behind {
     Vec g, x;
 };
 
+// Of element `at` of the map and those behind it, which are those of channel c.
 template <class T>
-FASTSCNN_INLINE Behind behind(const BatchNormBackwardParams& p, const Lines& lines, const T* dy,
-                              const T* x, int c, int n) {
-    const Vec g = read(dy + c, n), v = read(x + c, n), from_mean = v - read(p.norm.mean + c, n);
+FASTSCNN_INLINE Behind behind(const BatchNormBackwardParams& p, const Lines& lines, int64_t at,
+                              int c, int n) {
+    Vec g = read(static_cast<const T*>(p.dy) + at, n);
+    const Vec v = read(static_cast<const T*>(p.x) + at, n);
+    const Vec from_mean = v - read(p.norm.mean + c, n);
+    if (p.drop.below) g *= kept(p.drop, at);
     if (p.norm.act.low == -__builtin_inff()) return {g, from_mean};
     const Vec u = v * read(lines.scale + c, n) + read(lines.shift + c, n);
     const auto open = (u > p.norm.act.low) & (u < p.norm.act.high);
@@ -100,15 +118,13 @@ void reduce(const BatchNormBackwardParams& p, const Units& units, const Lines& l
     const int channels = p.channels;
     share(p, units.count, [&](int unit, int) {
         const int64_t begin = units.begin(unit) * channels;
-        const T* dy = static_cast<const T*>(p.dy) + begin;
-        const T* x = static_cast<const T*>(p.x) + begin;
         float* part = parts + int64_t(unit) * 2 * channels;
-        fetch(x, int64_t(units.size(unit)) * channels);
-        fetch(dy, int64_t(units.size(unit)) * channels);
+        fetch(static_cast<const T*>(p.x) + begin, int64_t(units.size(unit)) * channels);
+        fetch(static_cast<const T*>(p.dy) + begin, int64_t(units.size(unit)) * channels);
         by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
             Vec sum = {}, product = {};
             for (int64_t i = 0; i < int64_t(units.size(unit)) * channels; i += channels) {
-                const Behind b = behind(p, lines, dy + i, x + i, c, n);
+                const Behind b = behind<T>(p, lines, begin + i + c, c, n);
                 sum += b.g;
                 product += b.g * b.x;
             }
@@ -123,15 +139,13 @@ template <class T>
 void gradient(const BatchNormBackwardParams& p, const Units& units, const Lines& lines) {
     const int channels = p.channels;
     share(p, units.count, [&](int unit, int) {
-        const int64_t begin = units.begin(unit) * channels;
-        const T* dy = static_cast<const T*>(p.dy) + begin;
-        const T* x = static_cast<const T*>(p.x) + begin;
-        T* dx = static_cast<T*>(p.dx) + begin;
-        for (int i = 0; i < units.size(unit); ++i, dy += channels, x += channels, dx += channels)
+        T* dx = static_cast<T*>(p.dx);
+        int64_t at = units.begin(unit) * channels;
+        for (int i = 0; i < units.size(unit); ++i, at += channels)
             by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
-                const Behind b = behind(p, lines, dy, x, c, n);
+                const Behind b = behind<T>(p, lines, at + c, c, n);
                 const Vec v = read(lines.scale + c, n) * b.g + read(lines.line + c, n) * b.x;
-                write(dx + c, v + read(lines.line + channels + c, n), n);
+                write(dx + at + c, v + read(lines.line + channels + c, n), n);
             });
     });
 }

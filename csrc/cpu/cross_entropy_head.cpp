@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kMaxClasses = 255;
 constexpr int kNoClass = -1;  // of pixels that do not count
+constexpr int kInvalid = -2;  // of labels that are no class
 
 using Four = float __attribute__((vector_size(16)));
 
@@ -60,30 +61,54 @@ struct Labels {
     Vec weight;
 };
 
+// n labels, those that do not count as kNoClass and those that are no class as kInvalid.
+FASTSCNN_INLINE VecInt read_raw(const CrossEntropyHeadParams& p, const uint8_t* at, int n) {
+    using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+    Bytes bytes = {};
+    std::memcpy(&bytes, at, n);
+    const VecInt raw = __builtin_convertvector(bytes, VecInt);
+    const bool possible = p.ignore >= 0 && p.ignore < 256;
+    const VecInt known = raw < p.classes ? raw : VecInt{} + kInvalid;
+    return raw == (possible ? int32_t(p.ignore) : kInvalid) ? VecInt{} + kNoClass : known;
+}
+
+FASTSCNN_INLINE VecInt read_raw(const CrossEntropyHeadParams& p, const int64_t* at, int n) {
+    int32_t raw[kLanes] = {};
+    for (int i = 0; i < n; ++i) {
+        const int32_t known = uint64_t(at[i]) < uint64_t(p.classes) ? int32_t(at[i]) : kInvalid;
+        raw[i] = at[i] == p.ignore ? kNoClass : known;
+    }
+    VecInt v;
+    std::memcpy(&v, raw, sizeof v);
+    return v;
+}
+
 template <class Label>
 FASTSCNN_INLINE Labels read_labels(const CrossEntropyHeadParams& p, const Label* at, int n,
-                                   int64_t pixel, Part& part) {
-    int32_t label[kLanes];
-    float weight[kLanes];
-    int invalid = 0;
-    for (int i = 0; i < kLanes; ++i) label[i] = kNoClass, weight[i] = 0.f;
-    for (int i = 0; i < n; ++i) {
-        const bool ignored = int64_t(at[i]) == p.ignore;
-        const bool known = uint64_t(at[i]) < uint64_t(p.classes);
-        invalid |= !known && !ignored;
-        label[i] = known && !ignored ? int32_t(at[i]) : kNoClass;
-        weight[i] = known && !ignored ? 1.f : 0.f;
-    }
+                                   VecInt& invalid) {
+    VecInt lane = {};
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    Labels labels;
+    labels.label = n == kLanes ? read_raw(p, at, kLanes) : read_raw(p, at, n);
+    if (n < kLanes) labels.label = lane < n ? labels.label : VecInt{} + kNoClass;
+    invalid |= labels.label == kInvalid;
+    labels.weight = labels.label >= 0 ? Vec{} + 1.f : Vec{};
     if (p.weight)
         for (int i = 0; i < n; ++i)
-            if (label[i] != kNoClass) weight[i] = p.weight[label[i]];
-    for (int i = 0; invalid && i < n; ++i)
-        if (int64_t(at[i]) != p.ignore && uint64_t(at[i]) >= uint64_t(p.classes))
-            part.invalid = pixel + i;
-    Labels labels;
-    std::memcpy(&labels.label, label, sizeof label);
-    std::memcpy(&labels.weight, weight, sizeof weight);
+            if (labels.label[i] >= 0) labels.weight[i] = p.weight[labels.label[i]];
     return labels;
+}
+
+// The first of n pixels, `row` after `row`, whose label is no class, or -1.
+template <class Label>
+int64_t find_invalid(const CrossEntropyHeadParams& p, const Label* target, int64_t pixel, int n,
+                     int rows) {
+    for (int y = 0; y < rows; ++y, pixel += p.x.out)
+        for (int i = 0; i < n; ++i) {
+            const int64_t label = int64_t(target[pixel + i]);
+            if (label != p.ignore && uint64_t(label) >= uint64_t(p.classes)) return pixel + i;
+        }
+    return -1;
 }
 
 // What one class of one pixel adds to the loss, and what its probability does, per pixel.
@@ -129,7 +154,7 @@ FASTSCNN_INLINE Vec cross_entropy(const CrossEntropyHeadParams& p, const Smoothi
         if (kGrad) v[c] = e;
     }
     const Vec log_sum = best + log_from_one(sum);
-    const VecInt counts = x.labels.label != kNoClass;
+    const VecInt counts = x.labels.label >= 0;
     const Vec target = kSmooth ? x.labels.weight * s.target : x.labels.weight;
     Vec loss = target * (log_sum - labelled);
     if (kSmooth) loss += s.each * (s.total * log_sum - spread);
@@ -148,6 +173,17 @@ FASTSCNN_INLINE Vec cross_entropy(const CrossEntropyHeadParams& p, const Smoothi
     return counts ? loss : Vec{};
 }
 
+// Four of the eight values of x and y, by their index.
+template <int a, int b, int c, int d>
+Four pick(Four x, Four y) {
+#ifdef __clang__
+    return __builtin_shufflevector(x, y, a, b, c, d);
+#else
+    using Index = int32_t __attribute__((vector_size(16)));
+    return __builtin_shuffle(x, y, Index{a, b, c, d});
+#endif
+}
+
 // [classes][kLanes] to [kLanes][padded], in blocks of four by four.
 void turn(const Vec* from, int padded, float* to) {
     const auto* rows = reinterpret_cast<const char*>(from);
@@ -156,15 +192,14 @@ void turn(const Vec* from, int padded, float* to) {
             Four r[4];
             for (int j = 0; j < 4; ++j)
                 std::memcpy(&r[j], rows + (c + j) * sizeof(Vec) + i * sizeof(float), sizeof r[j]);
-            using Index = int32_t __attribute__((vector_size(16)));
-            const Four a = __builtin_shuffle(r[0], r[1], Index{0, 4, 1, 5});
-            const Four b = __builtin_shuffle(r[0], r[1], Index{2, 6, 3, 7});
-            const Four d = __builtin_shuffle(r[2], r[3], Index{0, 4, 1, 5});
-            const Four e = __builtin_shuffle(r[2], r[3], Index{2, 6, 3, 7});
-            store(to + (i + 0) * padded + c, __builtin_shuffle(a, d, Index{0, 1, 4, 5}));
-            store(to + (i + 1) * padded + c, __builtin_shuffle(a, d, Index{2, 3, 6, 7}));
-            store(to + (i + 2) * padded + c, __builtin_shuffle(b, e, Index{0, 1, 4, 5}));
-            store(to + (i + 3) * padded + c, __builtin_shuffle(b, e, Index{2, 3, 6, 7}));
+            const Four a = pick<0, 4, 1, 5>(r[0], r[1]);
+            const Four b = pick<2, 6, 3, 7>(r[0], r[1]);
+            const Four d = pick<0, 4, 1, 5>(r[2], r[3]);
+            const Four e = pick<2, 6, 3, 7>(r[2], r[3]);
+            store(to + (i + 0) * padded + c, pick<0, 1, 4, 5>(a, d));
+            store(to + (i + 1) * padded + c, pick<2, 3, 6, 7>(a, d));
+            store(to + (i + 2) * padded + c, pick<0, 1, 4, 5>(b, e));
+            store(to + (i + 3) * padded + c, pick<2, 3, 6, 7>(b, e));
         }
     }
 }
@@ -199,6 +234,7 @@ void band(const CrossEntropyHeadParams& p, const Label* target, int n, int row, 
         if (kGrad)
             for (int c = 0; c < s.padded; ++c) above[c] = below[c] = Vec{};
         Vec losses = {}, weights = {};
+        VecInt invalid = {};
         for (int y = p.y.first[row]; y < p.y.first[row + 1]; ++y) {
             const int64_t pixel = (int64_t(n) * p.y.out + y) * p.x.out + x;
             const Pixels pixels = {
@@ -207,7 +243,7 @@ void band(const CrossEntropyHeadParams& p, const Label* target, int n, int row, 
                 s.top + x,
                 s.bottom + x,
                 s.pitch,
-                read_labels(p, target + pixel, count, pixel, part),
+                read_labels(p, target + pixel, count, invalid),
                 p.pixel_grad ? load_first<Vec>(p.pixel_grad + pixel, count, 0.f) : Vec{} + 1.f,
             };
             const Vec loss = cross_entropy<kGrad, kSmooth>(p, smoothing, pixels, above, below);
@@ -215,7 +251,14 @@ void band(const CrossEntropyHeadParams& p, const Label* target, int n, int row, 
             losses += loss;
             weights += pixels.labels.weight;
         }
-        for (int i = 0; i < kLanes; ++i) part.loss += losses[i], part.weight += weights[i];
+        int wrong = 0;
+        for (int i = 0; i < kLanes; ++i)
+            part.loss += losses[i], part.weight += weights[i], wrong |= invalid[i];
+        if (wrong && part.invalid < 0) {
+            const int first = p.y.first[row];
+            const int64_t pixel = (int64_t(n) * p.y.out + first) * p.x.out + x;
+            part.invalid = find_invalid(p, target, pixel, count, p.y.first[row + 1] - first);
+        }
         if (kGrad) {
             collect(p.x, above, s.padded, x, count, s.turned, s.above);
             collect(p.x, below, s.padded, x, count, s.turned, s.below);

@@ -94,6 +94,12 @@ struct Activation {
     float low, high;
 };
 
+// Floats to bytes (kernels_int8.h): round(v * inverse) + zero.
+struct Quantizer {
+    float inverse;  // 1 / step
+    int zero;       // byte of the value 0
+};
+
 // Weights of a dense convolution, packed by `pack_matrix` for one instruction set.
 struct Matrix {
     const float* data;
@@ -193,6 +199,8 @@ struct DownsampleParams {
     Pool* pool;
     int threads;
     float* scratch;
+    Quantizer to_bytes = {};   // inverse 0: none, else
+    uint8_t* bytes = nullptr;  // takes the map instead of y
 };
 
 struct InvertedResidualParams {
@@ -264,13 +272,21 @@ struct Norm {
     Activation act;
 };
 
+// Sets elements to zero by a hash of the seed and of where they lie (modulo 2^32).
+struct Dropout {
+    uint32_t below;    // of 2^32 values of the hash, those that drop; 0: no dropout
+    uint32_t seed[2];
+    float scale;       // of the elements that are kept
+};
+
 struct BatchNormParams {
     const void* x;  // [pixels, channels], float32 or bfloat16
     bool bf16;
     int64_t pixels;
     int channels;
     Norm norm;
-    void* y;  // like x
+    Dropout drop;  // behind the activation
+    void* y;       // like x
     Pool* pool;
     int threads;
     float* scratch;
@@ -283,6 +299,7 @@ struct BatchNormBackwardParams {
     int64_t pixels;
     int channels;
     Norm norm;
+    Dropout drop;
     const float* sums;       // [2, channels], those of dy and dy * (x - mean) where known, or null
     void* dx;                // like x; may be dy
     float *dweight, *dbias;  // [channels]

@@ -10,19 +10,19 @@ template <class T>
 FASTSCNN_INLINE void moments_of(const T* x, int64_t stride, int pixels, int channels, float* mean,
                                 float* squares) {
     by_vector(channels, [&](int c, int n) FASTSCNN_LAMBDA {
-        Vec sum[4] = {};
-        const auto over = [&](const auto& add) FASTSCNN_LAMBDA {
-            int p = 0;
-            for (; p + 4 <= pixels; p += 4)
-                for (int i = 0; i < 4; ++i) add(sum[i], read(x + (p + i) * stride + c, n));
-            for (; p < pixels; ++p) add(sum[0], read(x + p * stride + c, n));
-            return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        // Around the first value, which is near enough to the mean for the squares to hold.
+        const Vec first = read(x + c, n);
+        Vec sum[2] = {}, square[2] = {};
+        const auto add = [&](int i, int p) FASTSCNN_LAMBDA {
+            const Vec d = read(x + p * stride + c, n) - first;
+            sum[i] += d, square[i] += d * d;
         };
-        const Vec m = over([](Vec& s, Vec v) FASTSCNN_LAMBDA { s += v; }) / float(pixels);
-        for (Vec& s : sum) s = Vec{};
-        const Vec q = over([m](Vec& s, Vec v) FASTSCNN_LAMBDA { s += (v - m) * (v - m); });
-        write(mean + c, m, n);
-        write(squares + c, q, n);
+        int p = 1;
+        for (; p + 2 <= pixels; p += 2) add(0, p), add(1, p + 1);
+        if (p < pixels) add(0, p);
+        const Vec s = sum[0] + sum[1], m = s / float(pixels);
+        write(mean + c, first + m, n);
+        write(squares + c, max(Vec{}, square[0] + square[1] - s * m), n);
     });
 }
 

@@ -126,6 +126,24 @@ FASTSCNN_INLINE V exp_negative(V x) {
     return x < -87.f ? zero : p * scale;
 }
 
+#if defined(__AVX512F__)
+// The same by AVX-512's own rounding and scaling, in half as many instructions; within
+// 2e-7 (1 + |x| / 8) of e^x, relatively.
+FASTSCNN_INLINE Vec exp_negative(Vec x) {
+    const Vec y = x * 1.44269504f;
+    const Vec n = (Vec)_mm512_maskz_roundscale_ps(0xffff, (__m512)y, _MM_FROUND_TO_NEAREST_INT);
+    const Vec r = (Vec)_mm512_fmsub_ps((__m512)x, _mm512_set1_ps(1.44269504f), (__m512)n);
+    Vec p = Vec{} + 1.5403530e-4f;
+    p = p * r + 1.3333558e-3f;
+    p = p * r + 9.6181291e-3f;
+    p = p * r + 5.5504109e-2f;
+    p = p * r + 2.4022651e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r + 1.f;
+    return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+}
+#endif
+
 // Natural logarithm within 2 ulp of finite x >= 1; of NaN NaN.
 template <class V>
 FASTSCNN_INLINE V log_from_one(V x) {

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fastscnn.checkpoints.formats import check_readable
-from fastscnn.export.program import MIN_SIDE, load_program
+from fastscnn.export.program import load_program
 from fastscnn.load import load
 from fastscnn.network.blocks import ConvBN
 from fastscnn.network.model import FastSCNN
-from fastscnn.network.segment import MIN_SIZE, Size, working_size
+from fastscnn.network.segment import Size, working_size
 from fastscnn_kernels import extension
 
 #: A convolution's weight shape, and what comes out of it and of its batch norm.
@@ -42,7 +42,6 @@ class Subject:
     working_side: int | None
     run: Callable[[np.ndarray], np.ndarray]
     maps: Callable[[np.ndarray], list[Map]]
-    min_side: int = MIN_SIZE
     #: Of a checkpoint: the network itself.
     net: FastSCNN | None = None
 
@@ -207,8 +206,7 @@ def of_program(program: Any, side: int | None, name: str) -> Subject:
             watcher.run(torch.from_numpy(x))
         return watcher.found
 
-    least = MIN_SIDE if size is None else MIN_SIZE
-    return Subject(kind, size, batch, side, run, maps, min_side=least)
+    return Subject(kind, size, batch, side, run, maps)
 
 
 class _Watcher(torch.fx.Interpreter):

@@ -109,11 +109,14 @@ def moments_of(norm: nn.BatchNorm2d, y: Tensor, batch: k.Moments | None = None) 
     return batch
 
 
-def finish(p: Pending) -> Tensor:
-    """The batch norm and the activation."""
+def finish(p: Pending, dropout: nn.Dropout | None = None) -> Tensor:
+    """The batch norm, the activation, and dropout, whose seed torch's generator gives."""
+    share = dropout.p if dropout is not None and dropout.training else 0.0
+    seed = int(torch.randint(1 << 62, ())) if share else 0
     return k.batch_norm(
-        p.map, p.norm.weight, p.norm.bias, p.moments, eps=p.norm.eps, activation=p.activation
-    )
+        p.map, p.norm.weight, p.norm.bias, p.moments,
+        eps=p.norm.eps, activation=p.activation, dropout=share, seed=seed,
+    )  # fmt: skip
 
 
 def depthwise(layer: ConvBN, x: Pending | Tensor) -> Pending:
@@ -171,12 +174,13 @@ def unless_bare(layer: ConvBN, x: Tensor) -> Tensor:
 
 
 def classify(block: Classifier, x: Tensor) -> Tensor:
-    y = finish(dsconv(block.dsconv2, dsconv(block.dsconv1, x)))
-    scores: Tensor = block.conv(block.dropout(y))
+    scores: Tensor = block.conv(
+        finish(dsconv(block.dsconv2, dsconv(block.dsconv1, x)), block.dropout)
+    )
     return scores
 
 
 def auxiliary(head: AuxiliaryHead, x: Tensor) -> Tensor:
     first, dropout, last = head
-    scores: Tensor = last(dropout(finish(convolve(cast(ConvBN, first), x))))
+    scores: Tensor = last(finish(convolve(cast(ConvBN, first), x), cast(nn.Dropout, dropout)))
     return scores

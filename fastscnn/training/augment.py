@@ -117,6 +117,6 @@ def normalize(
     def constant(values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values, device=images.device)[:, None, None]
 
-    x = (images.float() * factors.to(images.device)[:, :, None, None]).clamp_(0, 255)
-    x = (x / 255 - constant(mean)) / constant(std)
+    x = images.float().mul_(factors.to(images.device)[:, :, None, None]).clamp_(0, 255)
+    x.div_(255).sub_(constant(mean)).div_(constant(std))
     return x.contiguous(memory_format=torch.channels_last)

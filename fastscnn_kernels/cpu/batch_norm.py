@@ -39,16 +39,18 @@ def batch_norm(
     eps: float,
     batch_moments: bool,
     activation: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """Normalisation by given moments, and an activation."""
+    """Normalisation by given moments, an activation, and dropout."""
     op = "batch_norm"
     x = _map(op, "x", x)
     y = _empty(x)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
     extension.load().batch_norm(
-        *(*_pixels(x), norm, y.data_ptr()),
+        *(*_pixels(x), norm, (dropout, seed), y.data_ptr()),
         *(pack.check_threads(op, threads), isa, pack.workspace()),
     )
     return y
@@ -65,6 +67,8 @@ def batch_norm_backward(
     eps: float,
     batch_moments: bool,
     activation: str = "none",
+    dropout: float = 0.0,
+    seed: int = 0,
     threads: int | None = None,
     isa: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +78,7 @@ def batch_norm_backward(
     dx, dweight, dbias = _empty(x), torch.empty_like(weight), torch.empty_like(bias)
     norm, _kept = _norm(op, (weight, bias, mean, var), eps, batch_moments, activation)
     extension.load().batch_norm_backward(
-        *(dy.data_ptr(), *_pixels(x), norm),
+        *(dy.data_ptr(), *_pixels(x), norm, (dropout, seed)),
         *(dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()),
         *(pack.check_threads(op, threads), isa, pack.workspace()),
     )

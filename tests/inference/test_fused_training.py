@@ -61,34 +61,52 @@ def test_the_references_mathematics(preset: str, frozen: bool) -> None:
         assert (got[name] - value).abs().max() < 1e-9 * scale, name
 
 
+def away_from_zero(model: nn.Module) -> None:
+    """Every channel's activation is open everywhere, or closed everywhere.
+
+    A value within rounding of a ReLU's corner takes either side of it, in torch as in ours, and
+    whole gradients with it; what lies on a corner's two sides the operations' own tests say.
+    """
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.weight.uniform_(0.1, 0.2)
+                m.bias.uniform_(1.5, 2.0)
+                m.bias[::3] *= -1
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
 @pytest.mark.parametrize("options", [{}, {"zero_skip": True}, {"aux": True}], ids=str)
-def test_float32_in_cpp(options: dict[str, bool]) -> None:
+def test_float32_in_cpp(options: dict[str, bool], frozen: bool) -> None:
     """Scores, statistics and gradients under the tolerance rule.
 
-    Rounding turns single ReLUs around, in torch as in ours, which changes gradients by up to some
-    percent: the rule holds for the inputs where that happens least, of three.
+    The gradients as one tensor, each parameter's relative to its largest: torch's own error over so
+    few values as a layer has varies by more than two. Some are zero but for rounding, as a bias's
+    in front of a batch norm: they count relative to 1e-3 of the largest gradient.
     """
-    errors = []
-    for seed in (1, 2, 3):
-        x = torch.randn(X.shape, generator=torch.Generator().manual_seed(seed))
-        reference, fused = pair(**options)
-        exact = copy.deepcopy(reference).double()
-        with torch_threads(1):
-            ours, theirs = differentiate(fused, x), differentiate(reference, x)
-            truth = differentiate(exact, x.double())
-        for name, _ in fused.named_buffers():
-            assert torch.allclose(ours[name], truth[name], rtol=1e-4, atol=1e-6), name
-        for name in (n for n in truth if n.startswith("scores")):
-            assert_close(ours[name], truth[name], theirs[name])
-        exact_gradients, *gradients = (
-            torch.cat([g[n].double().flatten() for n, _ in fused.named_parameters()])
-            for g in (truth, ours, theirs)
+    torch.manual_seed(0)
+    reference, fused = pair(**options)
+    away_from_zero(reference)
+    reference(X)
+    fused.load_state_dict(reference.state_dict())
+    for m in (*reference.modules(), *fused.modules()):
+        if isinstance(m, nn.BatchNorm2d) and frozen:
+            m.eval()
+    exact = copy.deepcopy(reference).double()
+    with torch_threads(1):
+        ours, theirs = differentiate(fused, X), differentiate(reference, X)
+        truth = differentiate(exact, X.double())
+    parameters = [n for n, _ in fused.named_parameters()]
+    for name in truth.keys() - set(parameters):
+        assert_close(ours[name].float(), truth[name], theirs[name].float())
+    largest = max(float(truth[n].abs().max()) for n in parameters)
+    scales = {n: max(float(truth[n].abs().max()), 1e-3 * largest) for n in parameters}
+    assert_close(
+        *(
+            torch.cat([g[n].flatten() / scales[n] for n in parameters])
+            for g in (ours, truth, theirs)
         )
-        errors.append(
-            [float((g - exact_gradients).norm() / exact_gradients.norm()) for g in gradients]
-        )
-    assert max(our for our, _ in errors) < 0.05
-    assert min(our for our, _ in errors) < 2 * min(their for _, their in errors) + 1e-5
+    )
 
 
 def test_bfloat16_autocast_is_near_float32() -> None:

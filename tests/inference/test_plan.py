@@ -39,6 +39,20 @@ def test_floor_is_the_slower_of_bytes_and_flops() -> None:
     assert expand.floor_us == pytest.approx(expand.flops / 67e6)
 
 
+def test_a_residual_is_read_too() -> None:
+    """The second bottleneck of a small frame: its projection adds the block's input."""
+    rows = plan(PAPER, 19, (256, 512), ops=TRITON)
+    project = rows[3 + 3 + 2]  # behind learning to downsample, one block, and two layers
+    assert (project.op, project.input) == ("pointwise_conv", (1, 384, 16, 32))
+    pixels = 16 * 32
+    assert project.bytes == 2 * (384 * pixels + 384 * 64 + 64 + 2 * 64 * pixels)
+    fused = plan(PAPER, 19, (1024, 2048), ops=TRITON)
+    blocks = [r for r in fused if r.op == "dsconv" and r.output == (1, 64, 64, 128)]
+    pixels, weights = 64 * 128, 9 * 384 + 384 + 384 * 64 + 64
+    added = [r.bytes / 2 - weights - 64 * pixels - 384 * r.input[2] * r.input[3] for r in blocks]
+    assert added == [0, 64 * pixels, 64 * pixels]
+
+
 def by_cuda(rows: list[Row]) -> list[str]:
     return [r.op for r in rows if r.implementation == "cuda"]
 

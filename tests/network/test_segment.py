@@ -14,6 +14,7 @@ from PIL import Image
 from fastscnn.checkpoints.card import Card
 from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.media.frames import read_image
+from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNN
 
 
@@ -125,6 +126,47 @@ def test_pictures_and_lists(models: tuple[FastSCNN, ...], tmp_path: Path) -> Non
         model.segment(picture, channels="bgr")
 
 
+def test_preprocess_normalises_rgb_of_either_order(models: tuple[FastSCNN, ...]) -> None:
+    image, (mean, std) = frame(), (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
+    expected = ((image / 255 - mean) / std).transpose(2, 0, 1)[None]
+    for model in models:
+        rgb = model.preprocess(image).numpy()
+        assert np.allclose(rgb, expected, atol=1e-5)
+        assert np.array_equal(model.preprocess(image[..., ::-1], channels="bgr").numpy(), rgb)
+        assert not np.allclose(model.preprocess(image, channels="bgr").numpy(), rgb, atol=0.1)
+
+
+def test_probabilities_are_shares_of_the_classes(models: tuple[FastSCNN, ...]) -> None:
+    for model in models:
+        x = model.preprocess(frame(40, 48))
+        with torch.no_grad():
+            weights = model(x).double().exp()
+        expected = weights / weights.sum(1, keepdim=True)
+        assert torch.allclose(model.probabilities(x).double(), expected, atol=1e-5)
+
+
+def test_a_list_is_segmented_as_its_frames_are(models: tuple[FastSCNN, ...]) -> None:
+    model, frames = models[1], [frame(), frame(50, 64, seed=1)]
+    for how in ({"size": (64, 96)}, {"channels": "bgr"}):
+        found = model.segment(frames, **how)
+        for one, labels in zip(frames, found, strict=True):
+            assert np.array_equal(labels, model.segment(one, **how))
+            assert not np.array_equal(labels, model.segment(one))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_labels_are_sampled_as_the_heads_corners_say(aligned: bool) -> None:
+    for model in pair(11, config=FastSCNNConfig(head_align_corners=aligned)):
+        image = frame(64, 96)
+        with torch.no_grad():
+            scores = model.scores(model.preprocess(image))
+            logits = F.interpolate(scores, (64, 96), mode="bilinear", align_corners=aligned)
+            other = F.interpolate(scores, (64, 96), mode="bilinear", align_corners=not aligned)
+        labels = torch.from_numpy(model.segment(image))
+        assert float((labels != logits.argmax(1)[0]).float().mean()) < 1e-3
+        assert float((labels != other.argmax(1)[0]).float().mean()) > 1e-2
+
+
 def test_size_is_the_networks_input(models: tuple[FastSCNN, ...]) -> None:
     """Labels come back at the frame's size, sampled from scores of the resized frame."""
     model, image = models[0], frame()
@@ -229,6 +271,7 @@ def test_another_default_dtype_changes_nothing(models: tuple[FastSCNN, ...]) -> 
     torch.set_default_dtype(torch.float64)
     try:
         assert np.array_equal(models[1].segment(frame(70, 99)), expected)
-        assert np.array_equal(models[1].segment(frame(71, 99)), models[1].segment(frame(71, 99)))
+        new_size = models[1].segment(frame(71, 99))
     finally:
         torch.set_default_dtype(torch.float32)
+    assert np.array_equal(models[1].segment(frame(71, 99)), new_size)

@@ -85,6 +85,30 @@ def test_a_palette_in_another_order_must_be_explained(tmp_path: Path) -> None:
     assert (mask[16:] == 0).all()
 
 
+def test_a_palette_of_other_colours_holds_indices(tmp_path: Path) -> None:
+    """Such as PASCAL's, which labelling tools put into every mask."""
+    mask = box(0, 2).convert("P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    root = write_masks(tmp_path, [mask], classes=["a", "b", "c"], colors=COLORS)
+    assert counts(root) == [512, 0, 512]
+
+
+def test_an_rgb_mask_says_which_colours_are_unknown(tmp_path: Path) -> None:
+    """Also one above all that are known, and one that differs in blue or green alone."""
+    colors = [[0, 0, 10], [0, 0, 200], [0, 7, 10]]
+    about = {"classes": ["a", "b", "c"], "colors": colors, "ignore_colors": [[9, 9, 9]]}
+    picture = np.array([*colors, [9, 9, 9]], np.uint8)[:, None].repeat(32, 0).repeat(128, 1)
+    root = write_masks(tmp_path / "known", [Image.fromarray(picture)], **about)
+    data = open_data(root, "train")
+    assert data[0][1][::32, 0].tolist() == [0, 1, 2, IGNORE]
+    assert counts(root) == [4096] * 3
+    for i, color in enumerate(([255, 255, 255], [0, 0, 0], [0, 0, 11], [0, 8, 10], [1, 0, 10])):
+        picture[5, 5] = color
+        root = write_masks(tmp_path / str(i), [Image.fromarray(picture)], **about)
+        with pytest.raises(ValueError, match="has colours #{:02x}{:02x}{:02x} that".format(*color)):
+            counts(root)
+
+
 def test_indices_in_the_red_channel(tmp_path: Path) -> None:
     """A driving simulator's masks: RGB, the class in red, nothing in green and blue."""
     red = Image.merge("RGB", [box(0, 2), box(0, 0), box(0, 0)])

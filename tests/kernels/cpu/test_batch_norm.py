@@ -73,8 +73,9 @@ def test_batch_norm(activation: str, shape: tuple[int, ...], dtype: torch.dtype)
     for isa in ISAS:
         for batch in (False, True):
             options = {"eps": 1e-3, "batch_moments": batch, "activation": activation, "isa": isa}
-            compare("batch_norm", x, *v, **options)
-            compare("batch_norm_backward", dy, x, *v, **options)
+            for drop in ({}, {"dropout": 0.3, "seed": 3 << 40}):
+                compare("batch_norm", x, *v, **options, **drop)
+                compare("batch_norm_backward", dy, x, *v, **options, **drop)
 
 
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 4), (2, 3)])
@@ -105,6 +106,25 @@ def test_threads_do_not_change_a_bit(threads: int) -> None:
     ):
         one, many = (getattr(cpu, op)(*args, **options, threads=t) for t in (1, threads))
         assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True)), op
+
+
+def test_dropout_is_even_and_follows_its_seed() -> None:
+    """Shares over channels, rows and neighbours within five standard deviations; other seeds drop
+    other elements; what is kept grows."""
+    x, given = torch.ones(4, 64, 32, 32), k.Moments(torch.zeros(64), torch.ones(64) - 1e-5, False)
+    masks = []
+    for seed in (0, 1, 1 << 32, (1 << 62) - 1):
+        y = k.batch_norm(x, torch.ones(64), torch.zeros(64), given, dropout=0.25, seed=seed)
+        kept = (y != 0).double()
+        torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 4 / 3))
+        pairs = kept[:, 1:] * kept[:, :-1], kept[..., 1:] * kept[..., :-1]
+        for part, expected in ((kept, 0.75), *((p, 0.5625) for p in pairs)):
+            for axis in (1, 2, 3):
+                shares = part.mean([a for a in range(4) if a != axis])
+                per = part.numel() / part.shape[axis]
+                assert ((shares - expected).abs() < 8 * (0.25 / per) ** 0.5).all()
+        assert all((kept == m).double().mean() < 0.65 for m in masks)  # 0.625 where independent
+        masks.append(kept)
 
 
 def torch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -174,7 +194,9 @@ def test_gradients_of_the_twins(activation: str) -> None:
     x, taps, weight, bias = double(2, 3, 5, 4), double(3, 1, 3, 3), double(3), double(3)
     check = torch.autograd.gradcheck
     options = {"activation": activation}
-    assert check(lambda x, *v: k.batch_norm(x, *v, k.moments(x), **options), (x, weight, bias))
+    for drop in ({}, {"dropout": 0.3, "seed": 5}):
+        norm = {**options, **drop}
+        assert check(lambda x, *v: k.batch_norm(x, *v, k.moments(x), **norm), (x, weight, bias))  # noqa: B023
     step = {"stride": 2, "dilation": 2, **options}
     inputs = (x, taps, weight, bias)
     assert check(lambda x, *v: k.norm_depthwise(x, *v, k.moments(x), **step)[0], inputs)
@@ -189,8 +211,8 @@ def test_opcheck() -> None:
     leaf = x.clone().requires_grad_()
     for op, args, options in (
         ("moments", (x,), {}),
-        ("batch_norm", (leaf, *v), norm),
-        ("batch_norm_backward", (x, x, *v), norm),
+        ("batch_norm", (leaf, *v), {**norm, "dropout": 0.1, "seed": 1}),
+        ("batch_norm_backward", (x, x, *v), {**norm, "dropout": 0.1, "seed": 1}),
         ("norm_depthwise", (leaf, taps, *v), {**norm, **step}),
         ("norm_depthwise_backward", (dy, x, taps, *v), {**norm, **step}),
         ("depthwise_conv_backward", (dy, x, taps), step),
@@ -202,6 +224,10 @@ X, V = torch.zeros(2, 3, 4, 4), (torch.ones(3), torch.ones(3))
 BAD: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "activation": (ValueError, "activation='elu'", lambda: k.batch_norm(
         X, *V, k.moments(X), activation="elu")),
+    "dropout": (ValueError, r"dropout=1\.0, expected 0 or more and below 1", lambda: k.batch_norm(
+        X, *V, k.moments(X), dropout=1.0)),
+    "seed": (ValueError, r"seed=-1, expected 0 to 2\^63 - 1", lambda: k.batch_norm(
+        X, *V, k.moments(X), dropout=0.5, seed=-1)),
     "weight": (ValueError, r"weight has shape \(4,\), expected \(3,\)", lambda: k.batch_norm(
         X, torch.ones(4), torch.ones(3), k.moments(X))),
     "kind of weight": (TypeError, r"bias is torch\.float16 on cpu, expected torch\.float32",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,6 +246,19 @@ def test_fuzz() -> None:
         check("dsconv", x, *weights, stride=stride, dilation=pick(1, 5))
 
 
+def test_nothing_beside_a_tensor_is_touched() -> None:
+    """Inputs and outputs lie at pages without access: a load past the end of a row ends it."""
+    here = Path(__file__).parent
+    paths = [str(here.parents[2]), str(here.parents[1] / "support")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, here / "guarded_pages.py"], env=env, capture_output=True, text=True
+    )
+    cases = done.stdout.splitlines()
+    assert done.returncode == 0, f"{cases[-1:]}\n{done.stderr}"
+    assert {name.split()[-1] for name in cases} >= {*ISAS, *BF16_ISAS}
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(7, 13), (35, 61)], ids=str)  # whole hidden map; bands of rows
@@ -296,6 +313,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ),
         ValueError,
         "residual=True",
+    ),
+    "residual's height": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 3, 2), *dense(4, 4), residual=tensor(1, 4, 2, 2)),
+        ValueError,
+        r"residual has shape \(1, 4, 2, 2\), expected \(1, 4, 3, 2\)",
+    ),
+    "low's batch": (
+        lambda: cpu.feature_fusion(
+            *(tensor(2, 4, 4, 4), tensor(1, 4, 2, 2)), *depthwise(4), *dense(4, 4), *dense(4, 4)
+        ),
+        ValueError,
+        "images in low",
     ),
 }
 
