@@ -43,7 +43,7 @@ class Engine:
 
     `outputs`: any of "labels" (uint8 N x H x W), "confidence" (float32 N x H x W), "probabilities"
     (float32 N x K x H x W) and "logits" (the model's dtype, N x K x H x W). `kernels` on a GPU:
-    "auto" (CUDA C++ for its blocks where the extension has code for the GPU, Triton for the rest,
+    "auto" (CUDA C++ from frame to labels where the extension has code for the GPU, Triton the rest,
     PyTorch's own operations where Triton cannot run), "triton" (alone) or "cuda" (RuntimeError
     where CUDA C++ cannot take part).
     """
