@@ -6,9 +6,9 @@
 //   commuted  at scale 4, half-pixel, dilation 4 the depthwise of the upsampled map is the
 //             upsampled depthwise of the low map where no tap leaves the map and no sample is
 //             clamped: all but a frame of 6 pixels. 4 x 6 depthwise sums serve the tile.
-//   sampled   everywhere else: the tile with its halo is upsampled into shared memory, then convolved
-// 4 x 2 warps multiply, 32 pixels x 64 outputs each; the high branch follows as more chunks. Weights
-// come in the order of fragments, from L2 once per block.
+//   sampled   everywhere else: the tile with its halo is upsampled into shared memory and convolved
+// 4 x 2 warps multiply, 32 pixels x 64 outputs each; the high branch follows as more chunks.
+// Weights come in the order of fragments, from L2 once per block.
 // Bound by tensor cores and L2: 2 (cl + ch) o flops per pixel, weights of every block.
 #pragma once
 

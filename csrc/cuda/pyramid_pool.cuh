@@ -208,7 +208,8 @@ __global__ void __launch_bounds__(PoolJoinLayout<kKernelSize>::kThreads, 3)
     }
     __syncthreads();
     auto cells = [&](int b) {
-        const uint4 u = load_shared<uint4>(table + b * 8), v = load_shared<uint4>(table + b * 8 + 4);
+        const uint4 u = load_shared<uint4>(table + b * 8);
+        const uint4 v = load_shared<uint4>(table + b * 8 + 4);
         return Cells{int(u.x), int(u.y), int(u.z), int(u.w), int(v.x), int(v.y), int(v.z)};
     };
     const Cells behind = cells(p.branches - 1);

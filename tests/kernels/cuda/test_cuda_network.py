@@ -67,6 +67,22 @@ def test_no_preset_needs_triton_from_frame_to_labels(preset: str, dtype: torch.d
     assert found["confidence"].isfinite().all()
 
 
+def test_passes_with_counters_of_their_own_make_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a captured graph has them: zeroed once, and zero after every pass."""
+    model = FastSCNN(19).eval()
+    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ALONE)
+    frame = torch.randint(0, 256, (1, 32, 40, 3), dtype=torch.uint8)
+    counters = runtime.counters()
+    assert counters is not None
+    with running_on(compiled.load()):
+        expected = runtime.labels(frame)
+        monkeypatch.setattr(cuda, "counters", None)
+        for _ in range(2):
+            got = runtime.outputs(frame, ("labels",), counters=counters)["labels"]
+            assert torch.equal(got, expected)
+            assert not counters.any()
+
+
 def test_turing_runs_the_network_in_half() -> None:
     """Every layout within its 64 KiB."""
     for preset in ("paper", "mmseg"):
