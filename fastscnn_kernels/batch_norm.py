@@ -144,8 +144,8 @@ def batch_norm(
     hold C float32 values. Returns the dtype of x, channels_last. Differentiable once, by x, weight
     and bias; x's gradient includes that of its moments where `given.batch`. `dropout` in [0, 1) is
     the share of elements that become zero, by a hash of `seed` (0 to 2^63 - 1) and of where they
-    lie; the others are divided by 1 - dropout. Raises TypeError or ValueError naming the argument that
-    does not fit.
+    lie; the others are divided by 1 - dropout. Raises TypeError or ValueError naming the argument
+    that does not fit.
 
     Reads x and writes y; backward reads x and dy twice and writes dx. Nothing else is stored.
 

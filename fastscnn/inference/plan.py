@@ -191,20 +191,22 @@ class _Recorder(Composition):
         **_: Any,
     ) -> Tensor:
         n, c, h, w = x.shape
-        if self._by != "triton":
-            y = shapes.empty_map(x, join_weight.shape[0], h, w)
-            macs = _pixels(x) * join_weight.numel() + x.numel() * len(branch_weights)
-            moved = (x, *branch_weights, *branch_biases, join_weight, join_bias)
-            return self._note("pyramid_pool", moved, y, macs)
+        y = shapes.empty_map(x, join_weight.shape[0], h, w)
+        pooling, joining = x.numel() * len(branch_weights), _pixels(x) * join_weight.numel()
+        branches = (*branch_weights, *branch_biases)
+        if self._by == "torch":
+            moved = (x, *branches, join_weight, join_bias)
+            return self._note("pyramid_pool", moved, y, joining + pooling)
         sums = x.new_empty((n, h, sum(order), c), dtype=torch.float32)
-        self._note("pool_rows", (x,), sums, x.numel() * len(branch_weights))
+        self._note("pool_rows", (x,), sums, pooling)
         cells = sum(b * b for b in order)
         maps = x.new_empty((n, cells, branch_weights[0].shape[0]))
         macs = n * cells * branch_weights[0].numel()
-        self._note("pool_branches", (sums, *branch_weights, *branch_biases), maps, macs)
-        y = shapes.empty_map(x, join_weight.shape[0], h, w)
-        macs = _pixels(x) * join_weight.numel()
-        return self._note("pool_join", (x, maps, join_weight, join_bias), y, macs)
+        if self._by == "cuda":
+            moved = (x, sums, *branches, join_weight, join_bias)
+            return self._note("pool_join", moved, y, macs + joining)
+        self._note("pool_branches", (sums, *branches), maps, macs)
+        return self._note("pool_join", (x, maps, join_weight, join_bias), y, joining)
 
     def _feature_fusion(self, high: Tensor, low: Tensor, *weights: Tensor, **_: Any) -> Tensor:
         depthwise, low_weight, high_weight = weights[0], weights[2], weights[4]
@@ -212,7 +214,7 @@ class _Recorder(Composition):
         if depthwise.shape[-1] == 1:
             low = self._pointwise_conv(low, weights[0], weights[1])
         else:
-            macs += 5 * depthwise.numel()  # each of nine taps is sampled from four pixels
+            macs += depthwise.numel()  # of a map that is sampled, or of one that is convolved first
         y = shapes.empty_map(high, low_weight.shape[0], *high.shape[2:])
         return self._note("feature_fusion", (high, low, *weights), y, macs * _pixels(high))
 

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -20,10 +22,12 @@ import fastscnn
 from fastscnn.benchmark import timing
 from fastscnn.benchmark.compare import compare
 from fastscnn.benchmark.cpu import PROVIDERS
-from fastscnn.benchmark.provider import Provider, Unavailable, agreement
+from fastscnn.benchmark.provider import Agreement, Provider, Unavailable, agreement
+from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
 from fastscnn.media.demo import street_scene
 from fastscnn.network.model import FastSCNN
+from fastscnn_kernels.reference import normalize
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,41 @@ def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
     assert told == ["reference", "wrong", "missing", "ours", *["timing"] * 3]
 
 
+def test_a_rounded_way_may_be_less_near_than_an_exact_one(model: FastSCNN, frame: Tensor) -> None:
+    for near, wrong in ((0.9999, (False, False)), (0.99, (True, False)), (0.97, (True, True))):
+        assert (Agreement(0.5, near).wrong(True), Agreement(0.5, near).wrong(False)) == wrong
+    with torch.inference_mode():
+        labels = model(normalize(frame, model.config.mean, model.config.std)).max(1)[1].byte()
+    some, many = labels.clone(), labels.clone()
+    some[:, 0] = (some[:, 0] + 5) % 11  # one row in 96 is wrong
+    many[:, :5] = (many[:, :5] + 5) % 11
+    ways = [
+        Provider(f"{exact} {name}", lambda *_, x=x: lambda: x, exact=exact)  # type: ignore[misc]
+        for exact in (True, False)
+        for name, x in (("all", labels), ("some", some), ("many", many))
+    ]
+    timed = {r.provider: bool(r.seconds) for r in compare(model, frame, ways, 1, 1)}
+    assert timed == {
+        "True all": True, "True some": False, "True many": False,
+        "False all": True, "False some": True, "False many": False,
+    }  # fmt: skip
+
+
+def test_each_round_is_warmed_up_and_memory_is_what_was_added(
+    model: FastSCNN, frame: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, calls, peaks = PROVIDERS["ours"], [], iter([100.0, 130.0])
+
+    def build(*given: Any) -> Any:
+        run = good.build(*given)
+        return lambda: calls.append(0) or run()  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr("fastscnn.benchmark.compare.peak", lambda: next(peaks))
+    (row,) = compare(model, frame, [Provider("counted", build)], 1, 3)
+    assert row.megabytes == 30
+    assert len(calls) == 1 + 2 * 3  # judged once, then each round has a call before the timed one
+
+
 def test_agreement_counts_pixels() -> None:
     """Four pixels: the best, a near one, one a tenth of the range below, one far off."""
     logits = torch.tensor([[10.0, 0, 0], [10, 9.9999, 0], [10, 9.1, 0], [10, 0, 0]]).T[
@@ -91,6 +130,39 @@ def test_calls_take_turns_by_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.alternate(calls, 2, 2, untimed=1) == {"a": [2, 2], "b": [3, 3]}
     assert order == ["a", "a", "b", "b"] * 2
     assert timing.quantiles([0.001, 0.005, 0.002, 0.004, 0.003]) == (2, 3, 4)
+    assert timing.quantiles([0.001] * 4 + [0.1]) == (1, 1, 1)
+
+
+def test_one_thread_is_timed_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = iter(range(0, 1000, 10)), iter(range(1000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
+    assert timing.alternate({"a": lambda: None}, 2, 1) == {"a": [1, 1]}
+    assert timing.alternate({"a": lambda: None}, 2, 2) == {"a": [10, 10]}
+
+
+def test_every_option_reaches_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def asked(*arguments: Any, **_: Any) -> list[Any]:
+        names = ("model", "frame", "providers", "threads", "rounds")
+        given.update(zip(names, arguments, strict=True))
+        return []
+
+    monkeypatch.setattr("fastscnn.benchmark.cli.compare", asked)
+    save(FastSCNN(7), tmp_path / "seven.safetensors")
+    image = street_scene(96, 160, seed=5)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    options = {"image": tmp_path / "photo.png", "size": "96x160", "threads": 1, "rounds": 4}
+    argv = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+    only = ["--only", "eager", "ours"]
+    assert main(["benchmark", str(tmp_path / "seven.safetensors"), *argv, *only]) == 2
+    assert given["model"].num_classes == 7
+    assert np.array_equal(given["frame"][0].numpy(), image)
+    assert {p.name for p in given["providers"]} == {"eager", "ours"}
+    assert (given["threads"], given["rounds"]) == (1, 4)
 
 
 def test_the_command_writes_a_table_and_json(

@@ -677,6 +677,7 @@ def test_pretrained_classifier_gives_its_backbone(tmp_path: Path) -> None:
 def test_load_options(tramac: Path) -> None:
     fresh = load(None, fused=False, device="cpu")
     assert (fresh.num_classes, fresh.config) == (19, FastSCNNConfig.paper())
+    assert load(None, device="cpu", num_classes=3).classifier.conv.out_channels == 3
     model = load(tramac, fused=False, device="cpu", dtype=torch.float16, num_classes=5)
     assert {p.dtype for p in model.parameters()} == {torch.float16}
     with pytest.raises(ValueError, match="expected one of cpu"):

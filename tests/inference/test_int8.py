@@ -92,6 +92,9 @@ def test_inverted_residual(block: tuple[int, ...], size: tuple[int, int], isa: s
         for threads in (1, 3):
             options: Any = {"stride": stride, "residual": residual, "threads": threads, "isa": isa}
             same(cpu_int8.inverted_residual(x, packed, **options), twin)
+    q = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    twin = int8.inverted_residual(q, weights, stride=stride)
+    same(cpu_int8.inverted_residual(q, packed, stride=stride, threads=3, isa=isa), twin)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -125,7 +128,7 @@ def test_feature_fusion(dilation: int, sizes: Any, isa: str) -> None:
     small, large, align = sizes
     for channels in ((64, 128, 128), (10, 64, 30)):
         low = torch.randint(-16, 16, (2, channels[1], *small)) / 8
-        high = tensor(2, channels[0], *large)
+        high = torch.randint(0, 256, (2, channels[0], *large), dtype=torch.uint8)
         weights = int8.feature_fusion_weights(
             depthwise(channels[1]) if dilation else None,
             *(dense(channels[2], channels[1]), dense(channels[2], channels[0])),
@@ -169,7 +172,8 @@ def test_twins_are_close_to_the_float_operations() -> None:
     exact = F.relu(F.conv2d(filtered, *low) + F.conv2d(high, *other))
     spans = span(up), span(filtered), span(high), span(exact)
     fusion = int8.feature_fusion_weights(d, low, other, spans)
-    got = int8.feature_fusion(high, x, fusion, dilation=4, align_corners=False)
+    q = int8.quantizer(spans[2])(high).to(torch.uint8)
+    got = int8.feature_fusion(q, x, fusion, dilation=4, align_corners=False)
     close(got / int8.quantizer(spans[3]).inverse, exact)
 
     q = torch.randint(0, 256, (2, 64, 16, 24), dtype=torch.uint8)
@@ -209,7 +213,7 @@ def test_bad_input_of_operations() -> None:
         cpu_int8.FeatureFusion(fusion)
     packed = cpu_int8.InvertedResidual(weights)
     x = tensor(1, 4, 5, 5)
-    with pytest.raises(ValueError, match="residual with stride 1 and 4 to 8 channels"):
+    with pytest.raises(ValueError, match="residual with float32, stride 1 and 4 to 8"):
         cpu_int8.inverted_residual(x, packed, residual=True)
     with pytest.raises(ValueError, match="x has 5 channels, its weight expects 4"):
         cpu_int8.inverted_residual(tensor(1, 5, 5, 5), packed)

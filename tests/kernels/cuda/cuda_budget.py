@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+ROOT = Path(__file__).parents[3]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "cuda_machine")]
 
 from cuda_resources import LIMITS, REGISTERS, run
 from machine import Counts
@@ -36,7 +37,7 @@ from fastscnn.network.model import FastSCNN
 from fastscnn_kernels.composition import Composition, _Twins
 from fastscnn_kernels.cuda import operations as cuda
 
-FOLDER = Path(__file__).parents[3] / "csrc" / "cuda"
+FOLDER = ROOT / "csrc" / "cuda"
 BASELINE, OUT = FOLDER / "budget.json", FOLDER / "BUDGET.md"
 TARGET, CAPABILITY, MULTIPROCESSORS, MHZ = "90a", 90, 132, 1900
 HEIGHT, WIDTH, CLASSES = 1024, 2048, 19

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
+sys.path.insert(0, str(Path(__file__).parent / "cuda_machine"))
 
 import instructions
 import machine_code
-from machine import Block, Counts, Launch, Memory, parsed
+from machine import Block, Counts, Launch, Memory
 from op_cases import bottleneck, case, check, downsample, head, separable
+from sass import parsed
 
 from fastscnn_kernels.cuda import operations as cuda
 

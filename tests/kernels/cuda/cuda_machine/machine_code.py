@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "cuda_host")]
 
 import compiled
 import instructions
 from cuda_resources import OUT, cuobjdump, run, source_digest
 from host import Span, running_on
-from machine import Block, Counts, Launch, Memory, functions, parsed
+from machine import Block, Counts, Launch, Memory
+from sass import functions, parsed
 
 #: Where parameters begin in constant bank 0, and the grid's sizes.
 PARAMETERS = {7: 0x160, 8: 0x160, 9: 0x210, 10: 0x380, 11: 0x380, 12: 0x380}
