@@ -329,25 +329,25 @@ PackedTapsInt8 make_taps_int8(Address weight, Address start, Address scale, int 
 
 Quantizer quantizer(const std::pair<float, int>& q) { return {q.first, q.second}; }
 
-void inverted_residual_int8(Address x, int batch, int h, int w, int stride,
+void inverted_residual_int8(Address x, bool bytes, int batch, int h, int w, int stride,
                             std::pair<float, int> in, const PackedMatrixInt8& expand,
                             const PackedTapsInt8& taps, const PackedMatrixInt8& project,
                             bool residual, Address y, const std::string& isa, int threads,
                             Workspace& ws) {
     run(find_kernels_int8(isa).inverted_residual,
-        {pointer(x), batch, h, w, stride, quantizer(in), expand.view(), taps.view(), project.view(),
+        {bytes ? nullptr : pointer(x), bytes ? pointer<uint8_t>(x) : nullptr, batch, h, w, stride, quantizer(in), expand.view(), taps.view(), project.view(),
          residual, pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
 void feature_fusion_int8(Address high, Address low, int batch, int low_channels,
                          int high_channels, const Axis& rows, const Axis& cols, int dilation,
-                         std::pair<float, int> high_in, std::pair<float, int> low_in,
+                         std::pair<float, int> low_in,
                          const PackedTapsInt8* taps, const PackedMatrixInt8& weight, Address y,
                          const std::string& isa, int threads, Workspace& ws) {
     run(find_kernels_int8(isa).feature_fusion,
-        {pointer(high), pointer(low), batch, low_channels, high_channels, view(rows), view(cols),
-         quantizer(high_in), quantizer(low_in), taps ? taps->view() : TapsInt8{}, dilation,
+        {pointer<uint8_t>(high), pointer(low), batch, low_channels, high_channels, view(rows),
+         view(cols), quantizer(low_in), taps ? taps->view() : TapsInt8{}, dilation,
          weight.view(), pointer<uint8_t>(y), &ws.pool(), threads, nullptr},
         ws);
 }

@@ -108,7 +108,6 @@ def inverted_residual_weights(
 
 
 class FeatureFusion(NamedTuple):
-    high_source: Quantizer
     low_source: Quantizer
     depthwise: Product | None
     both: Product  # inputs: `low_channels` of the low branch, then the other's
@@ -142,7 +141,7 @@ def feature_fusion_weights(
     scaled = (high[0].double() * (high_source.step / filtered.step)).float()
     weight, bias = torch.cat([low[0], scaled], 1), low[1] + high[1]
     both, _ = to_bytes(weight, bias, filtered, spans[3])
-    return FeatureFusion(high_source, source, first, both, low[0].shape[1])
+    return FeatureFusion(source, first, both, low[0].shape[1])
 
 
 class Classifier(NamedTuple):
@@ -196,8 +195,10 @@ def _sums(q: Tensor, product: Product, stride: int = 1, dilation: int = 1) -> Te
 def inverted_residual(
     x: Tensor, weights: InvertedResidual, *, stride: int = 1, residual: bool = False
 ) -> Tensor:
-    """float32 N x C x H x W to float32; see `inverted_residual_weights`."""
-    hidden = _bytes(weights.source(x), weights.expand)
+    """float32, or uint8 that stand for it by `weights.source`, N x C x H x W to float32; see
+    `inverted_residual_weights`."""
+    q = x.float() if x.dtype == torch.uint8 else weights.source(x)
+    hidden = _bytes(q, weights.expand)
     y = _floats(_bytes(hidden, weights.depthwise, stride=stride), weights.project)
     return y + x if residual else y
 
@@ -205,13 +206,13 @@ def inverted_residual(
 def feature_fusion(
     high: Tensor, low: Tensor, weights: FeatureFusion, *, dilation: int, align_corners: bool
 ) -> Tensor:
-    """float32 N x C x H x W (high) and N x D x h x w (low) to uint8."""
+    """uint8 N x C x H x W (high) and float32 N x D x h x w (low) to uint8."""
     low = F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=align_corners)
     q = weights.low_source(low)
     if weights.depthwise is not None:
         zero = weights.low_source.zero
         q = _bytes(q, weights.depthwise, outside=zero, dilation=dilation)
-    both = torch.cat([q, weights.high_source(high)], 1)
+    both = torch.cat([q, high.float()], 1)
     return _bytes(both, weights.both).to(torch.uint8)
 
 

@@ -57,7 +57,7 @@ int64_t classifier_int8(const ClassifierInt8Params& p) {
             for (int x = 0; x < p.w; x += kRunInt8, out += kRunInt8 * p.last.out) {
                 const int end = p.w - x < kRunInt8 ? p.w : x + kRunInt8;
                 dsconv_row_int8(second, p.weight2, x, end, at.mid, at.last, wide);
-                gemm_int8({at.last, wide, p.last, nullptr, out, p.last.out, nullptr, 0, kNone},
+                gemm_int8({at.last, wide, p.last, nullptr, out, p.last.out, nullptr, 0},
                           end - x);
             }
         }

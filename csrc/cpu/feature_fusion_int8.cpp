@@ -46,20 +46,19 @@ struct Worker {
     }
 
     // An output row, with the rows of the low branch in d.
-    void fuse(DepthwiseRowInt8 d, const float* from, uint8_t* to) {
-        const int width = p.cols.out, outs = blocks(p.weight.out), k = p.high_channels;
+    void fuse(DepthwiseRowInt8 d, const uint8_t* high, uint8_t* to) {
+        const int width = p.cols.out, outs = blocks(p.weight.out), rest = wide - channels;
         d.y = mid, d.y_stride = wide;
         for (int x = 0; x < width; x += kRunInt8) {
             const int pixels = width - x < kRunInt8 ? width - x : kRunInt8;
-            quantize(from + int64_t(x) * k, pixels, k, p.high_in, mid + channels, wide,
-                     wide - channels);
+            for (int i = 0; i < pixels; ++i)
+                std::memcpy(mid + i * wide + channels, high + int64_t(x + i) * rest, rest);
             if (p.taps.data)
                 depthwise_row_int8(d, x, x + pixels);
             else
                 for (int i = 0; i < pixels; ++i)
                     std::memcpy(mid + i * wide, d.row[1] + int64_t(x + i) * channels, channels);
-            gemm_int8({mid, wide, p.weight, nullptr, nullptr, 0, to + int64_t(x) * outs, outs,
-                       kNone},
+            gemm_int8({mid, wide, p.weight, nullptr, nullptr, 0, to + int64_t(x) * outs, outs},
                       pixels);
         }
     }
@@ -98,7 +97,7 @@ int64_t feature_fusion_int8(const FeatureFusionInt8Params& p) {
                 set_row(d, ky, w.rows + (i + ky + 2) % 3 * row_bytes, first + (i + ky - 1) * step,
                         height);
             const int64_t row = int64_t(n) * height + first + i * step;
-            w.fuse(d, p.high + row * width * p.high_channels,
+            w.fuse(d, p.high + row * width * blocks(p.high_channels),
                    p.y + row * width * blocks(p.weight.out));
         }
     });

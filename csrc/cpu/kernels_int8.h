@@ -11,12 +11,6 @@ namespace fastscnn {
 // Channels in a block of the byte layouts below; buffers of bytes are padded to it.
 constexpr int kBlock = 64;
 
-// Float to bytes.
-struct Quantizer {
-    float inverse;  // 1 / step
-    int zero;       // byte of the value 0
-};
-
 // Weights of a 1x1 convolution, packed by PackedMatrixInt8. With bytes q of the input,
 // sum = start + w * q; as floats the output is sum * scale + bias, as bytes round(sum * scale).
 struct MatrixInt8 {
@@ -38,14 +32,15 @@ struct TapsInt8 {
 };
 
 struct InvertedResidualInt8Params {
-    const float* x;  // [batch, h, w, expand.k]
+    const float* x;        // [batch, h, w, expand.k], or null:
+    const uint8_t* bytes;  // the same by `in`, [batch, h, w, expand.k rounded up to blocks]
     int batch, h, w;
     int stride;
     Quantizer in;
     MatrixInt8 expand;   // to bytes of zero 0, which makes it a ReLU
     TapsInt8 taps;       // likewise
     MatrixInt8 project;  // to floats
-    bool residual;       // adds x
+    bool residual;       // adds x, which is not null
     float* y;            // [batch, out h, out w, project.out]
     Pool* pool;
     int threads;
@@ -54,13 +49,13 @@ struct InvertedResidualInt8Params {
 
 // Bytes out: of zero 0, which makes them a ReLU.
 struct FeatureFusionInt8Params {
-    const float* high;  // [batch, rows.out, cols.out, high_channels]
-    const float* low;   // [batch, rows.in, cols.in, low_channels]
+    const uint8_t* high;  // [batch, rows.out, cols.out, high_channels rounded up to blocks]
+    const float* low;     // [batch, rows.in, cols.in, low_channels]
     int batch;
     int low_channels;  // a multiple of kBlock
     int high_channels;
     AxisView rows, cols;
-    Quantizer high_in, low_in;
+    Quantizer low_in;
     TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
     int dilation;
     MatrixInt8 weight;  // of the low branch's channels, then of the other's; to bytes

@@ -45,30 +45,29 @@ class FloatTrunk : public Trunk {
 
     int64_t bottleneck(int i, Map x, float* y, Call call) const override {
         const Block& b = blocks_[i];
-        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride,
+        return kernels_.inverted_residual({x.floats(), x.batch, x.h, x.w, kBottlenecks[i].stride,
                                            b.expand.view(), b.taps.view(), b.project.view(),
                                            bottleneck_act_, i % 3 > 0, y, call.pool, call.threads,
                                            call.scratch});
     }
 
-    int fused_bytes() const override { return sizeof(float); }
-
     int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, void* fused,
                    Call call) const override {
-        return kernels_.feature_fusion({high.data, low, high.batch, view(rows), view(cols),
+        return kernels_.feature_fusion({high.floats(), low, high.batch, view(rows), view(cols),
                                         taps_.empty() ? Taps{} : taps_[0].view(), dilation_,
                                         low_.view(), high_.view(), static_cast<float*>(fused),
                                         call.pool, call.threads, call.scratch});
     }
 
-    int64_t classifier(const void* fused, Map scores, Call call) const override {
+    int64_t classifier(Map fused, float* scores, Call call) const override {
         const Dsconv &first = dsconvs_[0], &second = dsconvs_[1];
-        return kernels_.classifier({static_cast<const float*>(fused), scores.batch, scores.h,
-                                    scores.w, first.taps.view(), first.weight.view(),
-                                    second.taps.view(), second.weight.view(), last_.view(),
-                                    mid_act_, kReluActivation, scores.data, call.pool,
-                                    call.threads, call.scratch});
+        return kernels_.classifier({fused.floats(), fused.batch, fused.h, fused.w,
+                                    first.taps.view(), first.weight.view(), second.taps.view(),
+                                    second.weight.view(), last_.view(), mid_act_, kReluActivation,
+                                    scores, call.pool, call.threads, call.scratch});
     }
+
+    const Quantizer* bytes() const override { return nullptr; }
 
   private:
     struct Block {
@@ -162,29 +161,31 @@ class Int8Trunk : public Trunk {
 
     int64_t bottleneck(int i, Map x, float* y, Call call) const override {
         const Block& b = blocks_[i];
-        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride, b.in,
+        float* floats = i > 0 ? x.floats() : nullptr;
+        return kernels_.inverted_residual({floats, x.bytes(), x.batch, x.h, x.w,
+                                           kBottlenecks[i].stride, b.in,
                                            b.expand.view(), b.taps.view(), b.project.view(),
                                            i % 3 > 0, y, call.pool, call.threads, call.scratch});
     }
 
-    int fused_bytes() const override { return 1; }
-
     int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, void* fused,
                    Call call) const override {
-        return kernels_.feature_fusion({high.data, low, high.batch, 128, 64, view(rows),
-                                        view(cols), high_in_, low_in_,
+        return kernels_.feature_fusion({high.bytes(), low, high.batch, 128, 64, view(rows),
+                                        view(cols), low_in_,
                                         taps_.empty() ? TapsInt8{} : taps_[0].view(), dilation_,
                                         fusion_[0].view(), static_cast<uint8_t*>(fused),
                                         call.pool, call.threads, call.scratch});
     }
 
-    int64_t classifier(const void* fused, Map scores, Call call) const override {
+    int64_t classifier(Map fused, float* scores, Call call) const override {
         const Dsconv &first = dsconvs_[0], &second = dsconvs_[1];
-        return kernels_.classifier({static_cast<const uint8_t*>(fused), scores.batch, scores.h,
-                                    scores.w, first.taps.view(), first.weight.view(),
-                                    second.taps.view(), second.weight.view(), last_[0].view(),
-                                    scores.data, call.pool, call.threads, call.scratch});
+        return kernels_.classifier({fused.bytes(), fused.batch, fused.h, fused.w,
+                                    first.taps.view(), first.weight.view(), second.taps.view(),
+                                    second.weight.view(), last_[0].view(), scores, call.pool,
+                                    call.threads, call.scratch});
     }
+
+    const Quantizer* bytes() const override { return &blocks_[0].in; }
 
   private:
     struct Block {
@@ -200,7 +201,7 @@ class Int8Trunk : public Trunk {
 
     void add_fusion(bool dense, const Convs& convs, const Ranges& ranges) {
         const std::string fusion = "feature_fusion.";
-        const int8::Steps high = int8::steps(ranges.positive(fusion + "high"));
+        const int8::Steps high = int8::steps(ranges.positive(bottleneck_name(0) + ".expand"));
         int8::Steps low = int8::steps(ranges.positive(fusion + "low")), filtered = low, fused;
         if (!dense) {
             low = int8::steps(ranges[fusion + "depthwise"]);
@@ -209,7 +210,7 @@ class Int8Trunk : public Trunk {
                                            ranges[fusion + "low"], filtered)
                                 .taps());
         }
-        low_in_ = low.quantizer(), high_in_ = high.quantizer();
+        low_in_ = low.quantizer();
         const int8::Joined both(convs.shape(fusion + "low"), convs.conv(fusion + "low"), filtered,
                                 convs.shape(fusion + "high"), convs.conv(fusion + "high"), high);
         fusion_.push_back(int8::to_bytes(both.shape, both.conv(), filtered,
@@ -222,7 +223,7 @@ class Int8Trunk : public Trunk {
     std::vector<Dsconv> dsconvs_;
     std::vector<PackedTapsInt8> taps_;  // of the fusion: one, or none
     std::vector<PackedMatrixInt8> fusion_, last_;  // one each
-    Quantizer low_in_, high_in_;
+    Quantizer low_in_;
     int dilation_;
 };
 

@@ -104,7 +104,7 @@ Weights::Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> 
 }
 
 int64_t Weights::learning_to_downsample(const uint8_t* frame, const float* x, int batch, int h,
-                                        int w, float* y, Call call) const {
+                                        int w, void* y, Call call) const {
     StemParams stem{};
     stem.frame = frame, stem.x = x;
     for (int i = 0; i < 3; ++i) {
@@ -115,16 +115,18 @@ int64_t Weights::learning_to_downsample(const uint8_t* frame, const float* x, in
     stem.batch = batch, stem.h = h, stem.w = w, stem.top = rows.before, stem.left = cols.before;
     stem.out_h = rows.out, stem.out_w = cols.out;
     stem.weight = stem_.view(), stem.act = kReluActivation;
+    const Quantizer* to_bytes = trunk->bytes();
     return kernels.learning_to_downsample(
         {stem, down_[0].taps.view(), down_[0].weight.view(), down_[1].taps.view(),
          down_[1].weight.view(), config.dsconv_relu ? kReluActivation : kNoActivation,
-         kReluActivation, y, call.pool, call.threads, call.scratch});
+         kReluActivation, static_cast<float*>(y), call.pool, call.threads, call.scratch,
+         to_bytes ? *to_bytes : Quantizer{}, static_cast<uint8_t*>(y)});
 }
 
 int64_t Weights::pyramid_pool(Map x, const std::vector<Axis>& rows, const std::vector<Axis>& cols,
                               float* y, Call call) const {
     PyramidPoolParams p{};
-    p.x = x.data, p.batch = x.batch, p.h = x.h, p.w = x.w, p.channels = 128;
+    p.x = x.floats(), p.batch = x.batch, p.h = x.h, p.w = x.w, p.channels = 128;
     p.branches = kBranches;
     for (int i = 0; i < kBranches; ++i) {
         p.bins[i] = kBins[i], p.branch[i] = branches_[i].view();
@@ -138,7 +140,7 @@ int64_t Weights::pyramid_pool(Map x, const std::vector<Axis>& rows, const std::v
 }
 
 int64_t Weights::dense(Map x, float* y, Call call) const {
-    return kernels.pointwise_conv({x.data, nullptr, int64_t(x.batch) * x.h * x.w, dense_->view(),
+    return kernels.pointwise_conv({x.floats(), nullptr, int64_t(x.batch) * x.h * x.w, dense_->view(),
                                    kNoActivation, y, call.pool, call.threads, call.scratch});
 }
 

@@ -66,7 +66,7 @@ class FeatureFusion:
             )
         #: What the extension takes behind the dilation.
         self.arguments = (
-            *(tuple(weights.high_source), tuple(weights.low_source)),
+            tuple(weights.low_source),
             None if weights.depthwise is None else _taps(weights.depthwise),
             _matrix(weights.both),
         )
@@ -85,6 +85,13 @@ class Classifier:
         )
 
 
+def blocks(op: str, name: str, x: Tensor, channels: int) -> Tensor:
+    """uint8 N x C x H x W as the extension takes it: N x H x W x whole blocks."""
+    cpu_pack.check_same(op, f"channels of {name}", x.shape[1], channels)
+    x = cpu_pack.dense_bytes(op, name, x, tuple(x.shape))
+    return F.pad(x.permute(0, 2, 3, 1), (0, -channels % BLOCK)).contiguous()
+
+
 def inverted_residual(
     x: Tensor,
     weights: InvertedResidual,
@@ -94,21 +101,23 @@ def inverted_residual(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """float32 N x C x H x W to float32; equals `int8.inverted_residual` bit for bit."""
+    """float32, or uint8 without a residual, N x C x H x W to float32; equals
+    `int8.inverted_residual` bit for bit."""
     op = "inverted_residual_int8"
-    x = cpu_pack.nhwc(op, "x", x, weights.channels)
     cpu_pack.check_stride(op, stride)
     n, channels, h, w = x.shape
-    if residual and (stride != 1 or channels != weights.out):
+    bytes_ = x.dtype == torch.uint8
+    x = (blocks if bytes_ else cpu_pack.nhwc)(op, "x", x, weights.channels)
+    if residual and (stride != 1 or channels != weights.out or bytes_):
         raise ValueError(
-            f"{op}: residual with stride {stride} and {channels} to {weights.out} channels, "
-            "expected stride 1 and equal channels"
+            f"{op}: residual with {'uint8' if bytes_ else 'float32'}, stride {stride} and "
+            f"{channels} to {weights.out} channels, expected float32, stride 1 and equal channels"
         )
     y = cpu_pack.empty_nhwc(
         n, weights.out, cpu_pack.strided(h, stride), cpu_pack.strided(w, stride)
     )
     extension.load().inverted_residual_int8(
-        *(x.data_ptr(), n, h, w, stride, *weights.arguments, residual, y.data_ptr(), isa),
+        *(x.data_ptr(), bytes_, n, h, w, stride, *weights.arguments, residual, y.data_ptr(), isa),
         *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
     )
     return y
@@ -124,14 +133,14 @@ def feature_fusion(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """float32 N x C x H x W (high) and N x D x h x w (low) to uint8; equals
+    """uint8 N x C x H x W (high) and float32 N x D x h x w (low) to uint8; equals
     `int8.feature_fusion` up to the rounding of the upsampling."""
     op = "feature_fusion_int8"
-    high = cpu_pack.nhwc(op, "high", high, weights.high)
+    high = blocks(op, "high", high, weights.high)
     low = cpu_pack.nhwc(op, "low", low, weights.low)
     cpu_pack.check_stride(op, 1, dilation)
     cpu_pack.check_same(op, "batch of low", low.shape[0], high.shape[0])
-    n, _, h, w = high.shape
+    n, h, w, _ = high.shape
     axis = extension.load().Axis
     axes = [axis(low.shape[2], h, align_corners), axis(low.shape[3], w, align_corners)]
     y = torch.empty((n, h, w, -(-weights.out // BLOCK) * BLOCK), dtype=torch.uint8)
@@ -148,12 +157,11 @@ def classifier(
 ) -> Tensor:
     """uint8 N x C x H x W to float32 scores; equals `int8.classifier` bit for bit."""
     op = "classifier_int8"
-    cpu_pack.check_same(op, "channels of x", x.shape[1], weights.channels)
-    n, channels, h, w = x.shape
-    blocks = F.pad(x.permute(0, 2, 3, 1), (0, -channels % BLOCK)).contiguous()
+    x = blocks(op, "x", x, weights.channels)
+    n, h, w, _ = x.shape
     y = cpu_pack.empty_nhwc(n, weights.out, h, w)
     extension.load().classifier_int8(
-        *(blocks.data_ptr(), n, h, w, *weights.arguments, y.data_ptr(), isa),
+        *(x.data_ptr(), n, h, w, *weights.arguments, y.data_ptr(), isa),
         *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
     )
     return y

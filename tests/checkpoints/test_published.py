@@ -156,6 +156,9 @@ def test_forward_as_published(
     model = load(tmp_path / f"theirs{suffix}", fused=False, device="cpu")
     assert model.card is not None
     assert model.card.source == name
+    counted = {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
+    own = {int(v) for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    assert own == (counted or {0})
     theirs = Theirs(state, affine)
     for size in ((97, 161), (128, 192)):
         x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.inference.ranges import int8_inputs
 from fastscnn.media.demo import street_scene
 from fastscnn.network.config import PRESETS
-from fastscnn.quantize import Quantized, calibrate, quantize
+from fastscnn.quantize import Quantized, _observer, calibrate, quantize
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import evaluate
 from fastscnn_kernels import reference
@@ -92,6 +92,9 @@ def test_inverted_residual(block: tuple[int, ...], size: tuple[int, int], isa: s
         for threads in (1, 3):
             options: Any = {"stride": stride, "residual": residual, "threads": threads, "isa": isa}
             same(cpu_int8.inverted_residual(x, packed, **options), twin)
+    q = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    twin = int8.inverted_residual(q, weights, stride=stride)
+    same(cpu_int8.inverted_residual(q, packed, stride=stride, threads=3, isa=isa), twin)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -125,7 +128,7 @@ def test_feature_fusion(dilation: int, sizes: Any, isa: str) -> None:
     small, large, align = sizes
     for channels in ((64, 128, 128), (10, 64, 30)):
         low = torch.randint(-16, 16, (2, channels[1], *small)) / 8
-        high = tensor(2, channels[0], *large)
+        high = torch.randint(0, 256, (2, channels[0], *large), dtype=torch.uint8)
         weights = int8.feature_fusion_weights(
             depthwise(channels[1]) if dilation else None,
             *(dense(channels[2], channels[1]), dense(channels[2], channels[0])),
@@ -169,7 +172,8 @@ def test_twins_are_close_to_the_float_operations() -> None:
     exact = F.relu(F.conv2d(filtered, *low) + F.conv2d(high, *other))
     spans = span(up), span(filtered), span(high), span(exact)
     fusion = int8.feature_fusion_weights(d, low, other, spans)
-    got = int8.feature_fusion(high, x, fusion, dilation=4, align_corners=False)
+    q = int8.quantizer(spans[2])(high).to(torch.uint8)
+    got = int8.feature_fusion(q, x, fusion, dilation=4, align_corners=False)
     close(got / int8.quantizer(spans[3]).inverse, exact)
 
     q = torch.randint(0, 256, (2, 64, 16, 24), dtype=torch.uint8)
@@ -209,7 +213,7 @@ def test_bad_input_of_operations() -> None:
         cpu_int8.FeatureFusion(fusion)
     packed = cpu_int8.InvertedResidual(weights)
     x = tensor(1, 4, 5, 5)
-    with pytest.raises(ValueError, match="residual with stride 1 and 4 to 8 channels"):
+    with pytest.raises(ValueError, match="residual with float32, stride 1 and 4 to 8"):
         cpu_int8.inverted_residual(x, packed, residual=True)
     with pytest.raises(ValueError, match="x has 5 channels, its weight expects 4"):
         cpu_int8.inverted_residual(tensor(1, 5, 5, 5), packed)
@@ -320,6 +324,9 @@ def test_calibration_takes_the_mean_of_the_frames_extremes() -> None:
     low, high = calibrate(model, frames, size=(64, 96))[name]
     assert low == pytest.approx(np.mean([float(x.min()) for x in inputs]))
     assert high == pytest.approx(np.mean([float(x.max()) for x in inputs]))
+    _observer(name, seen := [])(model, (torch.tensor([2.0, 5.0]),))
+    _observer(name, seen)(model, (torch.tensor([-5.0, -2.0]),))
+    assert seen == [(0, 5), (-5, 0)]
     with pytest.raises(ValueError, match="no frames to calibrate on"):
         calibrate(model, [])
     model.learning_to_downsample.dsconv2.pointwise.conv.weight.data[0, 0] = torch.inf
@@ -407,7 +414,8 @@ def test_the_network_on_rounded_weights_and_maps(preset: str) -> None:
     with torch.no_grad():
         truth = plain(model.preprocess(frame.numpy(), size=(64, 96)).double())
     noise = rms(floats - truth)
-    assert rms(int8_logits - truth) < 0.05 * noise, (rms(int8_logits - truth), noise)
+    # Not in it: the bytes of the fusion's high branch and of its output.
+    assert rms(int8_logits - truth) < 0.4 * noise, (rms(int8_logits - truth), noise)
 
 
 # --- the command and its checkpoints --------------------------------------------------------------
@@ -465,6 +473,37 @@ def test_agreement_is_with_float32(images: Path, tmp_path: Path) -> None:
     ]
     assert done == Quantized(3, pytest.approx(np.mean(shares)), pytest.approx(min(shares)))
     assert min(shares) < np.mean(shares) < 1
+
+
+def test_images_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(7):
+        Image.fromarray(scenes(1, (40, 48))[0]).save(tmp_path / f"{i}.png")
+    taken: list[str] = []
+
+    def progress(files: Sequence[Path]) -> Sequence[Path]:
+        taken.extend(f.name for f in files)
+        return files
+
+    quantize(tmp_path, tmp_path / "x.safetensors", size=(32, 32), limit=3, progress=progress)
+    assert taken == 2 * ["0.png", "2.png", "4.png"]
+
+
+def test_zero_skip_is_calibrated_as_it_runs() -> None:
+    """Without the skip, what the classifier sees has another range."""
+    model = network("paper")
+    both = []
+    for skip in (False, True):
+        model.feature_fusion.zero_skip = skip
+        inputs: list[Tensor] = []
+        first = model.classifier.dsconv1.depthwise
+        hook = first.register_forward_pre_hook(lambda _, x, to=inputs: to.append(x[0]))
+        frame = scenes(1, (64, 96))[0]
+        with torch.no_grad():
+            model(model.preprocess(frame))
+        hook.remove()
+        both.append(calibrate(model, [frame])["classifier.dsconv1.depthwise"])
+        assert both[-1][1] == pytest.approx(float(inputs[0].max()))
+    assert both[0] != both[1]
 
 
 def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

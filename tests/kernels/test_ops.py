@@ -132,8 +132,9 @@ BAD = {
                    lambda: k.pointwise_conv(X, P, PB, activation="gelu")),
     "residual": (ValueError, "residual has shape",
                  lambda: k.pointwise_conv(X, P, PB, residual=X)),
-    "residual's height": (ValueError, r"residual has shape \(1, 6, 3, 4\)",
-                          lambda: k.pointwise_conv(X, P, PB, residual=X[:, :6, :3])),
+    "residual's height": (ValueError, r"residual has shape \(1, 6, 3, 4\)",  # before any kernel
+                          lambda: k.pointwise_conv(X.to("meta"), P.to("meta"), PB.to("meta"),
+                                                   residual=X[:, :6, :3].to("meta"))),
     "low's batch": (ValueError, r"low has shape \(2, 8, 4, 4\), expected \(1,",
                     lambda: k.feature_fusion(X, torch.cat([X, X]), W, B, P, PB, P, PB)),
     "block residual": (ValueError, "expected stride 1", lambda: k.inverted_residual(
@@ -154,7 +155,7 @@ BAD = {
         X, [P], [PB], torch.zeros(8, 14, 1, 1), B)),
     "size": (ValueError, "size=", lambda: k.softmax_head(X, (0, 4))),
     "classes": (ValueError, "at most 255", lambda: k.argmax_head(
-        torch.zeros(1, 256, 2, 2), (4, 4))),
+        torch.zeros(1, 256, 2, 2, device="meta"), (4, 4))),
 }  # fmt: skip
 
 

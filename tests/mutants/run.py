@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ else:
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.json"
+#: What takes long to import and is no part of what is tested.
+HEAVY = ("pytest", "torch._dynamo", "torchmetrics", "matplotlib.figure", "PIL.Image", "fastapi")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def copied_tree() -> Iterator[Path]:
 
 
 def run_tests(tree: Path, tests: Sequence[str], timeout: float) -> int | None:
-    """Exit code of pytest in a child of this process, which has imported torch; None: too long."""
+    """Exit code of pytest in a child of this process, which has torch; None: out of time."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -132,7 +135,7 @@ def build(tree: Path) -> None:
 
 
 def try_fault(tree: Path, fault: Fault, timeout: float) -> bool:
-    """Whether a test notices; the tree is as before afterwards."""
+    """Whether a test fails (in time: a slow machine finds nothing); the tree is then as before."""
     path = tree / fault.file
     text = path.read_text("utf-8")
     compiled = fault.file.startswith("csrc/")
@@ -141,7 +144,7 @@ def try_fault(tree: Path, fault: Fault, timeout: float) -> bool:
     try:
         if compiled:
             build(tree)
-        return run_tests(tree, fault.tests, timeout) != 0
+        return run_tests(tree, fault.tests, timeout) not in (0, None)
     finally:
         path.write_text(text, "utf-8")
         for library, content in kept:
@@ -170,9 +173,9 @@ def main() -> int:
         return 0
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    for package in ("pytest", "torch", "torch._dynamo", "PIL.Image"):  # once, not in every child
-        importlib.import_module(package)
-
+    for package in HEAVY:  # here once, not in every child
+        if importlib.util.find_spec(package.partition(".")[0]):
+            importlib.import_module(package)
     with copied_tree() as tree:
         tests = sorted({t for f in chosen for t in f.tests})
         if run_tests(tree, tests, 20 * args.timeout) != 0:
@@ -183,24 +186,32 @@ def main() -> int:
         for fault in chosen:
             begin = time.perf_counter()
             results[fault.key] = found = try_fault(tree, fault, args.timeout)
+            record(results)
             seconds = time.perf_counter() - begin
             print(f"{'found ' if found else 'MISSED'} {seconds:5.1f} s  {fault.key}", flush=True)
-    write_results(results)
+    print_table()
     return 0 if all(results.values()) else 1
 
 
-def write_results(results: dict[str, bool]) -> None:
-    """Brings results.json up to date and prints the share found by room."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known = [f.key for f in faults()]
-    kept = {k: v for k, v in {**kept, **results}.items() if k in known}
+def record(results: dict[str, bool]) -> None:
+    """Brings results.json up to date, one line a fault; faults no longer kept are dropped."""
+    known = {f.key for f in faults()}
+    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    kept = {k: v for k, v in sorted({**kept, **results}.items()) if k in known}
     temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
     os.replace(temporary, RESULTS)
-    print(f"\n{'room':14} faults  found")
-    for room in [*dict.fromkeys(k.split(":")[0] for k in sorted(kept)), ""]:
-        values = [v for k, v in kept.items() if k.startswith(f"{room}:") or not room]
-        print(f"{room or 'all':14} {len(values):6} {sum(values):6}")
+
+
+def print_table() -> None:
+    """By room: the faults kept, those tried so far, and those found."""
+    results = json.loads(RESULTS.read_text("utf-8"))
+    print(f"\n{'room':14} {'kept':>6} {'tried':>6} {'found':>6}")
+    every = faults()
+    for room in [*dict.fromkeys(f.room for f in every), ""]:
+        keys = [f.key for f in every if room in (f.room, "")]
+        tried = [results[k] for k in keys if k in results]
+        print(f"{room or 'all':14} {len(keys):6} {len(tried):6} {sum(tried):6}")
 
 
 if __name__ == "__main__":

@@ -187,17 +187,16 @@ class Plain:
         return self.upsample(self.conv("classifier", x), frame, c.head_align_corners)
 
 
-def settled(config: FastSCNNConfig) -> FastSCNN:
-    """Random weights and statistics of a size that lets every layer matter."""
+def settle(model: nn.Module) -> None:
+    """In float64, with random statistics of a size that lets every layer matter."""
     torch.manual_seed(1)
-    model = FastSCNN(5, config=config).eval()
     with torch.no_grad():
         for m in model.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
                 m.running_var.uniform_(0.02, 0.3)  # type: ignore[union-attr]
                 m.bias.normal_(0.2, 0.3)
-    return model.double()
+    model.eval().double()
 
 
 #: The presets, what no preset has alone, and an eps that is not torch's.
@@ -212,7 +211,8 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("size", [(64, 96), (97, 131)], ids=str)
 def test_logits_are_those_of_the_tables(name: str, size: tuple[int, int]) -> None:
-    model = settled(CONFIGS[name])
+    model = FastSCNN(5, config=CONFIGS[name])
+    settle(model)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.no_grad():
         ours, plain = model(x), Plain(model)(x)
@@ -234,6 +234,12 @@ def test_auxiliary_heads() -> None:
     x = torch.randn(2, 3, 64, 96)
     assert [tuple(y.shape) for y in model.forward_aux(x)] == [(2, 5, 64, 96)] * 3
     assert model(x).shape == (2, 5, 64, 96)
+    with torch.no_grad():
+        main, high, low = model.eval().scores_aux(x)
+        first = model.learning_to_downsample(x)
+        assert torch.equal(high, model.aux["high"](first))
+        assert torch.equal(low, model.aux["low"](model.global_feature_extractor(first)))
+        assert torch.equal(main, model.scores(x))
     plain = set(FastSCNN(5).state_dict())
     assert {k for k in model.state_dict() if not k.startswith("aux.")} == plain
     with pytest.raises(RuntimeError, match="aux=True"):
@@ -258,13 +264,13 @@ def test_zero_skip_removes_the_high_resolution_branch() -> None:
 def test_classifier_shares_the_backbone() -> None:
     """Section 3.4: average pooling instead of fusion; the backbone loads into the segmenter."""
     model = FastSCNNClassifier(10)
-    x = torch.randn(2, 3, 64, 64)
-    model.eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    settle(model)
     with torch.no_grad():
         low = model.global_feature_extractor(model.learning_to_downsample(x))
         pooled = low.flatten(2).sum(2) / (low.shape[2] * low.shape[3])
         logits = pooled @ model.linear.weight.t() + model.linear.bias
-        assert torch.allclose(model(x), logits, atol=1e-5)
+        assert torch.allclose(model(x), logits, rtol=1e-9)
     assert logits.shape == (2, 10)
     backbone = {
         k: v for k, v in model.state_dict().items() if not k.startswith(("linear", "dropout"))

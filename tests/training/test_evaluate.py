@@ -224,6 +224,7 @@ def test_pictures_of_a_result(world: Path, tmp_path: Path, figures: list[Any]) -
     widths = [bar.get_width() for bar in bars.patches]
     assert widths == pytest.approx([75, 100 * 40 / 69, 5])
     assert [t.get_text() for t in bars.texts] == ["75.0", "58.0", "5.0"]
+    assert list(bars.lines[0].get_xdata()) == [100 * result.miou] * 2
     for name in ("confusion.png", "classes.png"):
         with Image.open(tmp_path / name) as im:
             im.load()

@@ -59,6 +59,17 @@ def test_black_and_white_masks_of_another_kind_need_no_word(tmp_path: Path, mode
     assert counts(root) == [512, 512]
 
 
+def test_one_bit_masks_are_black_and_white(tmp_path: Path) -> None:
+    """Their values 0 and 1 are classes, or the classes of those colours in another order."""
+    about = {"classes": ["a", "b"], "colors": [WHITE, BLACK]}
+    masks = [box(0, 255, "1")]
+    with pytest.raises(ValueError, match=r"value 0 is class 'a' as a class index but class 'b'"):
+        open_data(write_masks(tmp_path / "unsaid", masks, **about), "train")
+    for said, rows in (("indices", [0, 1]), ("colors", [1, 0])):
+        root = write_masks(tmp_path / said, masks, **about, masks=said)
+        assert open_data(root, "train")[0][1][[0, 31], 0].tolist() == rows
+
+
 def test_a_value_that_is_no_index_decides_for_all_masks_of_all_splits(tmp_path: Path) -> None:
     about = {"classes": ["a", "b", "c"], "colors": [WHITE, BLACK, GREY]}
     root = write_masks(tmp_path, [box(0, 255), box(255, 255)], **about)

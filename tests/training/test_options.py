@@ -173,6 +173,11 @@ def test_the_loss_is_the_recipes(data: Path) -> None:
     assert isinstance(weights, Tensor)
     assert float(weights[2] / weights[0]) == pytest.approx(math.sqrt(shares[0] / shares[2]))
     assert float(weights.double() @ torch.tensor(shares)) == pytest.approx(1)
+    made.scan = replace(made.scan, counts=np.array([9_998_000, 2000, 0]))
+    weights = made.losses().class_weights
+    assert isinstance(weights, Tensor)
+    ratios = [math.sqrt(0.9998 / 2e-4), math.sqrt(0.9998 / 1e-4)]  # no share is below 1e-4
+    assert (weights[1:] / weights[0]).tolist() == pytest.approx(ratios)
 
 
 def test_validation_is_at_the_recipes_size(data: Path) -> None:
@@ -291,6 +296,30 @@ def test_gradients_are_clipped(amp: str) -> None:
     after = list(losses.model.parameters())
     moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).detach()
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_average_takes_each_step_at_its_pace() -> None:
+    """Nine tenths of the first step, whatever the decay: see `update_average`."""
+    made, losses, batch = learner(ema=0.99, lr=0.5)
+    assert made.average is not None
+    weight, average = losses.model.classifier.conv.weight, made.average.classifier.conv.weight  # type: ignore[union-attr]
+    before = weight.detach().clone()
+    made.step(batch, 0, 10)
+    assert float((weight.detach() - before).abs().max()) > 1e-4  # type: ignore[operator, union-attr]
+    assert torch.allclose(average, before.lerp(weight, 0.9), atol=1e-7)  # type: ignore[arg-type]
+
+
+def test_gradients_are_those_of_one_step() -> None:
+    made, losses, batch = learner(lr=1e-30, weight_decay=0.0)
+    losses.model.classifier.dropout.p = 0.0  # type: ignore[union-attr]
+    seen = []
+    for number in range(2):
+        made.step(batch, number, 10)
+        used = [p.grad for p in losses.model.parameters() if p.grad is not None]
+        seen.append([g.clone() for g in used])
+    assert len(seen[0]) > 100
+    for first, second in zip(*seen, strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -42,7 +42,9 @@ def test_the_defaults_change_nothing_and_draw_nothing() -> None:
 def test_gamma_is_a_power_of_the_values(gamma: float) -> None:
     image = picture()
     expected = (255 * (image.double() / 255) ** gamma).round()
-    assert (changed(Photometric(gamma=(gamma, gamma))).double() - expected).abs().max() <= 1
+    difference = changed(Photometric(gamma=(gamma, gamma))).double() - expected
+    assert difference.abs().max() <= 1
+    assert difference.abs().mean() < 0.01  # float32's rounding at a tie, no more
     assert torch.equal(gamma_table(gamma)[image.long()].double(), expected)
 
 

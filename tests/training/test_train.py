@@ -1,11 +1,8 @@
-"""Whole training runs on drawn data: learning, resuming, many processes, bad input."""
+"""Whole training runs on drawn data: learning, resuming, bad input."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import training_data
 from PIL import Image
 from torch import Tensor
 from training_data import (
     command,
+    environment,
     one_thread,  # noqa: F401 (used by every test)
+    read_state,
     tiny,
     trainer,
     write_folder,
@@ -37,11 +35,6 @@ from fastscnn.training.train import Trainer
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("drawn") / "own")
-
-
-def read_state(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(run / "last.pth", weights_only=True)
-    return state
 
 
 def tensors(value: Any, name: str = "") -> dict[str, Tensor]:
@@ -194,7 +187,16 @@ def test_the_last_epoch_is_drawn_without_unreadable_images(data: Path, tmp_path:
 
 def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path) -> None:
     run = trainer(tiny(epochs=2, ema=0.9, val_every=2), data, tmp_path / "run")
+    validate, seen = run.task.validate, []
+
+    def watched(model: Any) -> Score:
+        seen.append(model)
+        assert not model.training
+        return validate(model)
+
+    run.task.validate = watched  # type: ignore[method-assign]
     run.run()
+    assert [*map(id, seen)] == [id(run.learner.average)]
     state = read_state(tmp_path / "run")
     key = "classifier.conv.weight"
     kept = read_checkpoint(tmp_path / "run/best.safetensors").state[key]
@@ -202,7 +204,7 @@ def test_the_averaged_weights_are_validated_and_kept(data: Path, tmp_path: Path)
     assert not torch.equal(kept, state["model"][key])
     average = FusedFastSCNN(3, aux=True)
     average.load_state_dict(state["average"])
-    score = run.task.validate(average.eval()).best_by
+    score = validate(average.eval()).best_by
     assert score == pytest.approx(state["progress"]["rows"][-1]["miou"], abs=1e-5)
 
 
@@ -294,14 +296,10 @@ trainer(tiny(epochs=6, ema=0.9), data, out, save_every=1, workers=1).run()
 """
 
 
-def _environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(training_data.__file__).parent), **more}
-
-
 def test_a_killed_run_ends_with_the_same_weights(data: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(data), str(killed)], env=_environment()
+        [sys.executable, "-c", KILLED, str(data), str(killed)], env=environment()
     )
     deadline = time.monotonic() + 300
     while not (killed / "last.pth").exists():
@@ -373,89 +371,7 @@ def test_another_recipe_or_other_classes_are_refused(data: Path, tmp_path: Path)
     trainer(tiny(epochs=1, val_every=3), data, run).run()  # nothing left to do
 
 
-# Many processes
-
-PROCESS = """
-import sys
-from pathlib import Path
-from fastscnn.training import distributed
-from training_data import tiny, trainer
-trainer(tiny(**eval(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2])).run()
-distributed.stop()
-"""
-
-
-def start_pair(code: str, *argv: str) -> list[subprocess.Popen[bytes]]:
-    """Two processes of one group."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    jobs = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", code, *argv]
-        jobs.append(subprocess.Popen(command, env=_environment(**group, **own)))
-    return jobs
-
-
-def run_pair(code: str, *argv: str) -> list[int]:
-    return [job.wait(300) for job in start_pair(code, *argv)]
-
-
-def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    values = {"dropout": 0.0, "freeze_bn": True, "lr": 0.005, "scale": (0.3, 1.5), "momentum": 0.5}
-    jobs = start_pair(PROCESS, str(data), str(two), repr(values))
-    trainer(tiny(**values), data, one).run()
-    assert [job.wait(300) for job in jobs] == [0, 0]
-    alone, both = read_state(one), read_state(two)
-    for a, b in zip(alone["progress"]["rows"], both["progress"]["rows"], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=2e-5)
-        assert a["miou"] == pytest.approx(b["miou"], abs=2e-3)
-    for name, value in alone["model"].items():
-        assert torch.allclose(value, both["model"][name], rtol=1e-3, atol=1e-5), name
-
-
-PAIR = """
-import json, sys
-from pathlib import Path
-import torch
-from fastscnn.training import data, distributed
-from training_data import tiny, trainer
-data.BAD_SHARE = 0.5
-root, out = Path(sys.argv[1]), Path(sys.argv[2])
-run = trainer(tiny(zero_skip=True, seed=3), root, out / "run")
-model, found = run.learner.model, {}
-run.learner.train()
-for number, (batch, *_) in zip(range(2), run._batches()):
-    run.learner.step(batch, number, 6)
-found["seed"] = torch.initial_seed()
-parts = {"parameters": model.parameters, "buffers": model.buffers}
-sums = lambda name: [float(t.double().sum()) for t in parts[name]()]
-found["own"], found["parameters"] = sums("buffers"), sums("parameters")
-evaluated = run.learner.evaluated()
-found["shared"] = sums("buffers")
-score = run.task.validate(evaluated)
-found["score"], found["unreadable"] = score.values, score.unreadable
-(out / f"{distributed.rank()}.json").write_text(json.dumps(found))
-distributed.stop()
-"""
-
-
-def test_what_two_processes_share_and_what_they_do_not(tmp_path: Path) -> None:
-    """Weights and, for validation, statistics and counts of all files; not dropout's seed."""
-    data = write_folder(tmp_path / "own")
-    image = data / "val/images/001.png"  # which process 1 reads
-    image.write_bytes(image.read_bytes()[:600])
-    assert run_pair(PAIR, str(data), str(tmp_path)) == [0, 0]
-    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert zero["seed"] != one["seed"]
-    assert zero["parameters"] == one["parameters"]
-    assert zero["own"] != one["own"]
-    assert one["shared"] == zero["shared"] == zero["own"]
-    assert zero["score"] == one["score"]
-    assert (zero["unreadable"], one["unreadable"]) == (1, 1)
+# Bad input
 
 
 def test_a_batch_that_cannot_be_split_is_refused(
@@ -469,9 +385,6 @@ def test_a_batch_that_cannot_be_split_is_refused(
     monkeypatch.undo()
     with pytest.raises(ValueError, match="sync_bn needs GPUs"):
         trainer(tiny(sync_bn=True), data, tmp_path / "run")
-
-
-# Bad input
 
 
 def _many(root: Path) -> Path:

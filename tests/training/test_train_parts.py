@@ -51,6 +51,16 @@ def test_changes_come_as_values_or_as_texts() -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
+def test_recipes_differ_in_all_but_how_often_they_validate() -> None:
+    one = tiny(epochs=2, lr=0.5, val_every=1)
+    assert one.differences(tiny(epochs=2, lr=0.5, val_every=7)) == []
+    assert one.differences(tiny(epochs=3, lr=0.5)) == ["epochs 2, there 3"]
+    assert one.differences(tiny(epochs=2, lr=0.25, seed=1)) == [
+        "lr 0.5, there 0.25",
+        "seed 0, there 1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -94,6 +94,7 @@ def integers(isa: str) -> None:
     def depthwise(channels: int) -> tuple[Tensor, Tensor]:
         return torch.randn(channels, 1, 3, 3) / 3, torch.randn(channels)
 
+    # The others take bytes, which they copy into blocks.
     options: dict[str, Any] = {"threads": 1, "isa": isa}
     span, positive = (-1.0, 1.0), (0.0, 2.0)
     for c in (9, 64):
@@ -103,16 +104,6 @@ def integers(isa: str) -> None:
         )
         x, residual = tensor(2, c, 7, 13), {**options, "residual": True}
         run(f"inverted_residual_int8 {c} {isa}", int8.inverted_residual, (x, block), residual)
-        pair = int8.Dsconv(reference_int8.dsconv_weights(depthwise(c), dense(19, c), (span, span)))
-        run(f"dsconv_int8 {c} {isa}", int8.dsconv, (x, pair), options)
-        fusion = int8.FeatureFusion(
-            reference_int8.feature_fusion_weights(
-                depthwise(c), dense(19, c), dense(19, c), (span, positive, span)
-            )
-        )
-        how = {**options, "dilation": 4, "align_corners": False}
-        maps = (tensor(2, c, 9, 21), tensor(2, c, 3, 5), fusion)
-        run(f"feature_fusion_int8 {c} {isa}", int8.feature_fusion, maps, how)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fastscnn_kernels import reference
 from fastscnn_kernels.cpu import operations as cpu
+from fastscnn_kernels.cpu import pack
 from fastscnn_kernels.extension import device_info
 
 ISAS = device_info()["cpu_instruction_sets"]
@@ -274,6 +276,14 @@ def test_any_thread_count_gives_the_same_bits(
         assert torch.equal(one, shared)
 
 
+def test_a_workspace_for_each_thread() -> None:
+    """Its scratch memory and helpers serve one operation at a time."""
+    own = pack.workspace()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pack.workspace).result() is not own
+    assert pack.workspace() is own
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "half": (
         lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2).half(), *dense(4, 4)),
@@ -301,6 +311,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), threads=0),
         ValueError,
         "threads=0",
+    ),
+    "dilation": (
+        lambda: cpu.depthwise_conv(tensor(1, 4, 2, 2), *depthwise(4), dilation=0),
+        ValueError,
+        "dilation=0",
     ),
     "isa": (
         lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), isa="mmx"),

@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="needs Triton (Linux)")
 
 from compile_only import REGISTERS, SHARED_LIMIT, TARGETS, Launch, compile_only
 from op_cases import CASES, Case
+from training_cases import CASES as TRAINING_CASES
 
 import fastscnn_kernels.triton as kernels
 from fastscnn.inference.fold import fold
@@ -83,6 +84,39 @@ def test_odd_sizes_compile(case: Case) -> None:
     with compile_only(90) as launches:
         getattr(kernels, case.op)(*args, **kwargs)
     assert launches
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "names"),
+    [
+        (90, "bfloat16", ("wide", "relu", "x8")),
+        *(
+            pytest.param(capability, dtype, (), marks=pytest.mark.slow)
+            for capability in TARGETS
+            for dtype in ("bfloat16", "float32")
+        ),
+    ],
+)
+def test_training_compiles_within_limits(
+    capability: int, dtype: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kernel of training spills; without names all cases compile."""
+    monkeypatch.setattr(torch, "_assert_async", lambda *_: None)
+    with compile_only(capability) as launches:
+        for case in (c for c in TRAINING_CASES if c.name in names or not names):
+            args, options = case.make(getattr(torch, dtype))
+            getattr(kernels, case.op)(*args, **options)
+    assert {la.name for la in launches} == {
+        "moments_kernel", "join_moments_kernel", "sum_parts_kernel", "batch_norm_kernel",
+        "norm_sums_kernel", "norm_gradient_kernel", "norm_depthwise_kernel",
+        "taps_gradient_kernel", "map_gradient_kernel", "cross_entropy_head_kernel",
+    }  # fmt: skip
+    for launch in {la.cubin: la for la in launches}.values():
+        what = f"{launch.name} {launch.constants} for {capability}: {launch.usage}"
+        assert launch.usage["LOCAL"] == 0, what
+        assert launch.usage["STACK"] == 0 or launch.spill_bytes == 0, what
+        assert launch.usage["REG"] * launch.threads <= REGISTERS, what
+        assert launch.metadata.shared <= SHARED_LIMIT[capability], what
 
 
 @pytest.mark.parametrize("capability", TARGETS)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from op_cases import CASES, DTYPES, Case, check, on_gpu, tensors
 from tolerance import assert_close
+from training_cases import CASES as TRAINING_CASES
+from training_cases import TrainingCase, check_training
 
 import fastscnn_kernels as k
 from fastscnn.inference.fold import fold
@@ -32,6 +34,20 @@ def test_equals_twin(case: Case, dtype: torch.dtype) -> None:
     ours = getattr(triton, case.op)(*(on_gpu(a) for a in args), **on_gpu(kwargs))
     check(case, tuple(t.cpu() for t in ours) if isinstance(ours, tuple) else ours.cpu(),
           args, kwargs)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", TRAINING_CASES, ids=lambda c: c.id)
+def test_training_equals_twin(case: TrainingCase, dtype: torch.dtype) -> None:
+    """The Triton kernels themselves, which no composition takes yet; twice the same bits."""
+    kernels = composition.triton_operations(torch.device("cuda", 0))
+    args, options = case.make(dtype)
+    runs = [
+        tensors(getattr(kernels, case.op)(*(on_gpu(a) for a in args), **options)) for _ in range(2)
+    ]
+    assert all(map(torch.equal, *runs))
+    ours = tuple(t.cpu() for t in runs[0] if t is not None)
+    check_training(case, ours if len(ours) > 1 else ours[0], args, options)
 
 
 @pytest.mark.parametrize("case", CORE, ids=lambda c: c.id)

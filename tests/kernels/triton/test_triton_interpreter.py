@@ -39,4 +39,4 @@ def test_kernels_interpreted() -> None:
 @pytest.mark.slow
 def test_all_dtypes_interpreted() -> None:
     """Every case in fp16 and bf16 too."""
-    run_interpreted("slow", "test_interpreted_ops.py")
+    run_interpreted("slow", "test_interpreted_[ot]*.py")
