@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_machine"))
 import instructions
 import machine_code
 from machine import Block, Counts, Launch, Memory
-from op_cases import bottleneck, case, check, downsample, head, separable
+from op_cases import bottleneck, case, check, downsample, fusion, head, pyramid, separable
 from sass import parsed
 
 from fastscnn_kernels.cuda import operations as cuda
@@ -152,6 +152,8 @@ CASES = [
     case("inverted_residual", "split", bottleneck, (1, 32, 9, 9), 96, stride=2),
     case("inverted_residual", "residual", bottleneck, (1, 16, 9, 9), 16, residual=True),
     case("learning_to_downsample", "frame", downsample, (1, 67, 90), 1),
+    case("pyramid_pool", "bins", pyramid, (1, 64, 7, 9), 16, 1),
+    case("feature_fusion", "upsampled", fusion, (64, 16, 24), (64, 4, 6), False),
     case("argmax_head", "labels", head, (1, 19, 8, 16), (64, 128), False),
 ]
 
