@@ -1,6 +1,7 @@
 """Markdown tables from the JSON of the CPU benchmarks.
 
-`python bench/report.py FILE.json...` prints them; `--readme` renews the README's numbers.
+`python bench/report.py FILE.json...` prints them; `--readme` renews the numbers of the README and
+of `docs/training.md`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
 RESULTS = Path(__file__).parent / "results"
 
 #: Operations of the paper's network at 1024x2048: (millions of multiply-adds, MB read and written
@@ -170,10 +172,27 @@ def readme_numbers() -> str:
 
 
 def renew_readme() -> None:
-    text = README.read_text()
-    start, end = "<!-- numbers -->\n", "<!-- /numbers -->"
-    before, _, rest = text.partition(start)
-    README.write_text(before + start + readme_numbers() + end + rest.partition(end)[2])
+    renew(README, "numbers", readme_numbers())
+    renew(DOCS / "training.md", "steps", training_numbers())
+
+
+def renew(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between the document's marks of that name."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = document.read_text().partition(start)
+    document.write_text(before + start + text + end + rest.partition(end)[2])
+
+
+def training_numbers() -> str:
+    """The block of `docs/training.md`: every committed result's steps and heads."""
+    parts = []
+    for path in sorted(RESULTS.glob("training-*.json")):
+        data = json.loads(path.read_text())
+        parts.append(
+            f"{training(data['benchmarks'])}\n\nMeasured in `bench/results/{path.name}`: "
+            f"{data['machine_info']['note']}, commit {data['commit_info']['id'][:7]}.\n"
+        )
+    return "\n".join(parts)
 
 
 def operations(ms: dict[str, float]) -> str:
