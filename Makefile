@@ -2,6 +2,8 @@
 #                               there already is replaced with FORCE=1 only
 # make test [DATA=dir]          set up and run the tests
 # make lint                     ruff and mypy
+# make sanitize                 CPU kernels and threads under GCC's sanitizers
+# make mutants [MUTANTS=options]  plant the kept faults; MUTANTS=--changed for what differs from main
 # make bench [DATA=dir]         CPU benchmarks on this machine
 # make bench-compare [DATA=dir] the same, held against the committed results by ratios
 # make gpu                      GPU tests, then GPU benchmarks, with the Python at hand
@@ -10,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA_OPTION := $(if $(DATA),--data $(DATA))
 
-.PHONY: demo test lint bench bench-compare gpu clean
+.PHONY: demo test lint sanitize mutants bench bench-compare gpu clean
 
 demo: $(VENV)/.installed
 ifdef IMAGE
@@ -26,6 +28,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.installed
+	tests/kernels/cpu/sanitize.sh $(BIN)/python
+	$(BIN)/python -m pytest -m slow tests/kernels/cpu/test_cpu_threads.py
+
+mutants: $(VENV)/.installed
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest bench --benchmark-only $(DATA_OPTION) $(PYTEST_OPTIONS)

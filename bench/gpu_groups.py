@@ -1,6 +1,6 @@
 """What is measured on a GPU: groups of contestants that do the same work in turns.
 
-A group is a network at one shape with one set of weights, or one of its layers.
+A group is a network at one shape with one set of weights, one of its layers, or a training step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_providers import COMPILED, OURS, TORCH, Provider
+from gpu_providers import AUTOTUNED, COMPILED, IN_PLACE, OURS, PROBABILITIES, TORCH, Provider
 
 from fastscnn_kernels.cuda import operations as cuda
 
@@ -25,17 +25,17 @@ Shape = tuple[int, int, int]  # images, height, width
 @dataclass(frozen=True)
 class Network:
     """`weights`: "camvid" (shipped, 11 classes, real frames where there are any) or "seeded"
-    (19 classes)."""
+    (19 classes); `what`: in what it differs from a plain comparison at this shape."""
 
     weights: str
     shape: Shape
     providers: tuple[Provider, ...]
-    slow: bool = False
+    what: str = ""
 
     @property
     def name(self) -> str:
-        slow = ", against compilers" if self.slow else ""
-        return f"network {'x'.join(map(str, self.shape))} {self.weights}{slow}"
+        what = f", {self.what}" if self.what else ""
+        return f"network {'x'.join(map(str, self.shape))} {self.weights}{what}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,22 @@ class Layer:
     def implementations(self) -> tuple[str, ...]:
         ours = ("CUDA C++", "Triton") if self.op in cuda.OPERATIONS else ("Triton",)
         return (*ours, "torch")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A step of SGD under autocast: loss, gradients, update. Contestants as in test_training.py."""
+
+    images: int
+    classes: int
+    size: tuple[int, int]
+    dtype: str  # "bf16" or "fp32"
+    steppers: tuple[str, ...] = ("eager", "channels_last", "unchanged_loop", "ours")
+
+    @property
+    def name(self) -> str:
+        h, w = self.size
+        return f"training step {self.images}x{h}x{w}, {self.classes} classes, {self.dtype}"
 
 
 def labels_alone(scores: Any, size: Any, dtype: torch.dtype) -> op_cases.Inputs:
@@ -100,30 +116,49 @@ def layers(scale: int) -> list[Layer]:
 ONE_IMAGE: tuple[Shape, ...] = ((1, 1024, 2048), (1, 512, 1024), (1, 256, 512))
 BATCHES: tuple[Shape, ...] = ((4, 1024, 2048), (16, 1024, 2048), (16, 512, 1024))
 SMOKE: Shape = (2, 32, 48)
+MAX_AUTOTUNE = "against max-autotune"
 #: Ours that compilers are measured against.
 _BEST = tuple(p for p in (*OURS, *TORCH) if p.name.endswith("graph") and "bf16" not in p.name)
+Group = Network | Layer | Training
 
 
-def groups(smoke: bool, compiling: bool) -> list[Network | Layer]:
+def groups(smoke: bool, compiling: bool) -> list[Group]:
     """In order of importance, as time may run out; `smoke` is the smallest of each kind."""
-    fast = (*OURS, *TORCH)
-    slow = tuple(p for p in COMPILED if compiling or not p.name.startswith("torch.compile"))
+    fast = (*OURS, *IN_PLACE, *TORCH)
+    tuned = tuple(AUTOTUNED) if compiling else ()
+    others = tuple(p for p in COMPILED if compiling or not p.name.startswith("torch.compile"))
+    prob = tuple(PROBABILITIES)
+    headline, *smaller = ONE_IMAGE
     if smoke:
         return [
             Network("camvid", SMOKE, fast),
-            Network("seeded", SMOKE, (*_BEST, *slow), slow=True),
+            Network("seeded", SMOKE, (*_BEST, *tuned, *others), "against compilers"),
+            Network("seeded", SMOKE, prob, "probabilities"),
             *(layer for layer in layers(32) if layer.name in ("ltd.dsconv1", "pyramid", "labels")),
+            Training(2, 5, (64, 96), "bf16"),
         ]
+    paper = [
+        (Network("seeded", shape, fast), Network("seeded", shape, prob, "probabilities"))
+        for shape in ONE_IMAGE
+    ]
     return [
-        *(Network("camvid", shape, fast) for shape in ONE_IMAGE),
-        *(Network("seeded", shape, fast) for shape in ONE_IMAGE),
+        Network("camvid", headline, fast),
+        *([Network("camvid", headline, (*_BEST, *tuned), MAX_AUTOTUNE)] if tuned else []),
+        *(Network("camvid", shape, fast) for shape in smaller),
+        *(group for pair in paper for group in pair),
         *(Network("camvid", shape, fast) for shape in BATCHES),
         *layers(1),
-        *(Network("camvid", shape, (*_BEST, *slow), slow=True) for shape in ONE_IMAGE),
+        Training(8, 11, (448, 608), "bf16"),
+        Training(2, 19, (1024, 2048), "bf16"),
+        *(
+            Network("camvid", shape, (*_BEST, *tuned), MAX_AUTOTUNE)
+            for shape in (smaller if tuned else ())
+        ),
+        *(Network("camvid", shape, (*_BEST, *others), "against compilers") for shape in ONE_IMAGE),
     ]
 
 
-def contestants(group: Network | Layer) -> tuple[str, ...]:
+def contestants(group: Group) -> tuple[str, ...]:
     if isinstance(group, Network):
         return tuple(p.name for p in group.providers)
-    return group.implementations
+    return group.steppers if isinstance(group, Training) else group.implementations

@@ -1,8 +1,10 @@
 """The ways to run the network on a GPU that are compared: uint8 frames in, uint8 labels out.
 
 A provider builds, for a float32 model and frames N x H x W x 3 on its device, what labels frames of
-that shape there, N x H x W. It raises `Unavailable` with a reason where it cannot run. On the CPU
-the same code runs without graphs, which serves to try it.
+that shape there, N x H x W (or gives probabilities, N x K x H x W). It raises `Unavailable` with a
+reason where it cannot run. On the CPU the same code runs without graphs, which serves to try it.
+Frames become normalised maps by each one's cheapest exact way: ours inside their first kernel,
+PyTorch and ONNX Runtime with bytes turned over before they become floats.
 """
 
 from __future__ import annotations
@@ -28,22 +30,27 @@ HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
 
 
 class Built(NamedTuple):
-    """`memory` gives the bytes held, where the runtime itself knows; else they are measured."""
+    """`memory` gives the bytes held, where the runtime itself knows; else they are measured. `note`
+    says what its reader should know."""
 
     run: Labeller
     memory: Callable[[], int] | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Provider:
     """`seconds` is what building and the first calls may take before it is given up; `kernels` is
-    our composition, "" for a peer."""
+    our composition, "" for a peer. One that is `still` is timed on one frame, which lies in place
+    already; `output` is "labels" or "probabilities"."""
 
     name: str
     build: Callable[[FastSCNN, Tensor], Built]
     dtype: torch.dtype
     seconds: float = 60
     kernels: str = ""
+    still: bool = False
+    output: str = "labels"
 
     @property
     def ours(self) -> bool:
@@ -59,7 +66,7 @@ def captured(labeller: Labeller, frames: Tensor) -> Labeller:
         labeller(static)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):  # ONNX Runtime's, too
         out = labeller(static)
 
     def replay(x: Tensor) -> Tensor:
@@ -76,24 +83,44 @@ def need_cuda_kernels(device: torch.device) -> None:
         raise Unavailable(reason)
 
 
-def _ours(dtype: torch.dtype, kernels: str, graph: bool) -> Provider:
+def _ours(
+    dtype: torch.dtype, kernels: str, graph: bool, *, still: bool = False, output: str = "labels"
+) -> Provider:
     def build(model: FastSCNN, frames: Tensor) -> Built:
         if kernels == "cuda":
             need_cuda_kernels(frames.device)
         own = copy.deepcopy(model).to(dtype)
         chosen = kernels if frames.is_cuda else "auto"
-        if graph:
-            engine = Engine(own, kernels=chosen)
-            return Built(lambda x: engine(x)["labels"], lambda: engine.memory["total"])
-        return Built(build_runtime(own, chosen).labels)
+        if not graph:
+            return Built(build_runtime(own, chosen).labels)
+        engine = Engine(own, kernels=chosen, outputs=(output,))
+        held = lambda: engine.memory["total"]  # noqa: E731
+        if still:
+            return Built(in_place(engine, frames), held)
+        return Built(lambda x: engine(x)[output], held)
 
-    how = "graph" if graph else "eager"
+    how = ("graph, frame in place" if still else "graph") if graph else "eager"
     name = f"{'CUDA C++' if kernels == 'cuda' else 'Triton'} {_short(dtype)} {how}"
-    return Provider(name, build, dtype, kernels=kernels)
+    return Provider(name, build, dtype, kernels=kernels, still=still, output=output)
 
 
-def labeller(model: FastSCNN, dtype: torch.dtype, channels_last: bool) -> Labeller:
-    """The reference network as one writes it in PyTorch, frames to labels."""
+def in_place(engine: Engine, frames: Tensor) -> Labeller:
+    """Labels of what lies in the engine's input; another frame than the last is copied there."""
+    inlet, last = engine.input(tuple(frames.shape)), [0]
+
+    def run(x: Tensor) -> Tensor:
+        if last[0] != x.data_ptr():
+            inlet.copy_(x)
+            last[0] = x.data_ptr()
+        return engine(inlet)["labels"]
+
+    return run
+
+
+def labeller(
+    model: FastSCNN, dtype: torch.dtype, channels_last: bool, output: str = "labels"
+) -> Labeller:
+    """The reference network as one writes it in PyTorch, frames to labels or probabilities."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(model).to(dtype=dtype, memory_format=layout)
     device = next(model.parameters()).device
@@ -101,13 +128,17 @@ def labeller(model: FastSCNN, dtype: torch.dtype, channels_last: bool) -> Labell
         torch.tensor(v, device=device).view(1, 3, 1, 1)
         for v in (model.config.mean, model.config.std)
     )
+    scale, shift = 1 / (255 * std), -mean / std
 
-    def labels(frames: Tensor) -> Tensor:
-        x = (frames.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        x = x.to(dtype).contiguous(memory_format=layout)
-        return model(x).argmax(1).to(torch.uint8)
+    def run(frames: Tensor) -> Tensor:
+        planes = frames.permute(0, 3, 1, 2).contiguous(memory_format=layout)  # still bytes
+        x = torch.addcmul(shift, planes, scale).to(dtype)
+        logits = model(x)
+        if output == "probabilities":
+            return logits.softmax(1, dtype=torch.float32)
+        return logits.argmax(1).to(torch.uint8)
 
-    return labels
+    return run
 
 
 def without_batch_norm(model: FastSCNN) -> FastSCNN:
@@ -129,15 +160,16 @@ def _eager(dtype: torch.dtype, channels_last: bool) -> Provider:
     )
 
 
-def _graph(dtype: torch.dtype, channels_last: bool) -> Provider:
+def _graph(dtype: torch.dtype, channels_last: bool, output: str = "labels") -> Provider:
     """Batch norm folded, as a careful user does."""
     layout = " channels_last" if channels_last else ""
     return Provider(
         f"torch {_short(dtype)}{layout} graph",
         lambda model, x: Built(
-            captured(labeller(without_batch_norm(model), dtype, channels_last), x)
+            captured(labeller(without_batch_norm(model), dtype, channels_last, output), x)
         ),
         dtype,
+        output=output,
     )
 
 
@@ -162,7 +194,7 @@ def tensorrt(model: FastSCNN, frames: Tensor) -> Built:
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(_onnx(model, frames)):
+    if not parser.parse(_onnx(model, frames, tensorrt=True)):
         reasons = (parser.get_error(i).desc() for i in range(parser.num_errors))
         raise Unavailable(f"TensorRT does not take the graph: {'; '.join(reasons)}")
     plan = builder.build_serialized_network(network, builder.create_builder_config())
@@ -188,7 +220,8 @@ def tensorrt(model: FastSCNN, frames: Tensor) -> Built:
 
 
 def _onnxruntime(execution: str) -> Provider:
-    """float16, input and output bound to tensors on the device, on torch's stream."""
+    """float16, input and output bound to tensors on the device, on torch's stream; in a graph where
+    that can be captured."""
 
     def build(model: FastSCNN, frames: Tensor) -> Built:
         _need_gpu(frames)
@@ -199,8 +232,11 @@ def _onnxruntime(execution: str) -> Provider:
             )
         stream = torch.cuda.current_stream().cuda_stream
         options = {"device_id": frames.device.index or 0, "user_compute_stream": str(stream)}
+        if execution.startswith("CUDA"):
+            options["cudnn_conv_algo_search"] = "EXHAUSTIVE"
         session = ort.InferenceSession(
-            _onnx(model, frames), providers=[(execution, options), "CPUExecutionProvider"]
+            _onnx(model, frames, tensorrt=execution.startswith("Tensorrt")),
+            providers=[(execution, options), "CPUExecutionProvider"],
         )
         if execution not in session.get_providers():
             raise Unavailable(f"onnxruntime could not start {execution} here")
@@ -218,10 +254,19 @@ def _onnxruntime(execution: str) -> Provider:
             session.run_with_iobinding(binding, settings)
             return labels
 
-        return Built(run)
+        return graph_or_not(run, frames)
 
     short = execution.removesuffix("ExecutionProvider")
     return Provider(f"ONNX Runtime fp16 {short}", build, HALF, seconds=90)
+
+
+def graph_or_not(run: Labeller, frames: Tensor) -> Built:
+    """In a graph, or without where the capture fails, which the note says."""
+    try:
+        return Built(captured(run, frames))
+    except Exception as error:
+        torch.cuda.synchronize()
+        return Built(run, note=f"without a graph: {str(error).strip().splitlines()[0][:100]}")
 
 
 def _need_gpu(frames: Tensor) -> None:
@@ -229,7 +274,8 @@ def _need_gpu(frames: Tensor) -> None:
         raise Unavailable("needs an NVIDIA GPU")
 
 
-def _onnx(model: FastSCNN, frames: Tensor) -> bytes:
+def _onnx(model: FastSCNN, frames: Tensor, *, tensorrt: bool) -> bytes:
+    """The graph that `fastscnn export` writes, in float16; `tensorrt`: casts bytes first."""
     need("onnx")
     from fastscnn.export import onnx_graph
 
@@ -241,7 +287,7 @@ def _onnx(model: FastSCNN, frames: Tensor) -> bytes:
         size=(h, w),
         batch=n,
         half=True,
-        tensorrt=True,
+        tensorrt=tensorrt,
     )
     return bytes(made.SerializeToString())
 
@@ -257,6 +303,8 @@ OURS = [
     for dtype in dtypes
     for graph in (True, False)
 ]
+#: Frames that a camera or decoder writes where the graph reads them.
+IN_PLACE = [_ours(HALF, kernels, True, still=True) for kernels in ("cuda", "triton")]
 #: Quick to build: measured at every shape.
 TORCH = [
     _eager(SINGLE, False),
@@ -264,12 +312,17 @@ TORCH = [
     _eager(HALF, True),
     _graph(HALF, True),
 ]
+#: Probabilities of all classes, the paper's "prob".
+PROBABILITIES = [
+    *(_ours(HALF, kernels, True, output="probabilities") for kernels in ("cuda", "triton")),
+    *(_graph(*how, "probabilities") for how in ((SINGLE, False), (HALF, True))),
+]
 #: Slow to build, each with the seconds after which it is given up.
+AUTOTUNED = [_compiled("max-autotune", False, 150)]
 COMPILED = [
     _compiled("default", False, 90),
     _compiled("default", True, 30),
     Provider("TensorRT fp16 graph", tensorrt, HALF, seconds=90),
     _onnxruntime("CUDAExecutionProvider"),
     _onnxruntime("TensorrtExecutionProvider"),
-    _compiled("max-autotune", False, 150),
 ]

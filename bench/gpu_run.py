@@ -121,12 +121,13 @@ def tests(data: list[str]) -> Stage:
     the Triton kernels that the benchmarks need."""
     report = WORK / "tests.xml"
     spread = importlib.util.find_spec("xdist") is not None
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if spread else []
+    many = min(8, os.cpu_count() or 1) if spread else 1
+    workers = ["-n", str(many)] if spread else []
     compiling = [
         subprocess.Popen(
             [sys.executable, "bench/gpu_worker.py", "--compile-only", dtype], cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": python_path()},
+            env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         )
         for dtype in ("float16", "bfloat16", "float32")
     ]  # fmt: skip
@@ -134,7 +135,7 @@ def tests(data: list[str]) -> Stage:
         *(sys.executable, "-m", "pytest", *gpu_tests(), "-m", "gpu", *workers, *data),
         *("--continue-on-collection-errors", f"--junitxml={report}"),
     ]
-    stage = run("tests", command, TESTS)
+    stage = run("tests", command, TESTS, OMP_NUM_THREADS=threads(many + len(compiling)))
     for process in compiling:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=max(0.0, COMPILING - stage.seconds))
@@ -145,6 +146,11 @@ def tests(data: list[str]) -> Stage:
     told = ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "no results"
     stage.result = told if stage.result == "passed" else f"{told}; {stage.result}"
     return stage
+
+
+def threads(processes: int) -> str:
+    """OpenMP threads for each of so many processes: together one for each core."""
+    return str(max(1, (os.cpu_count() or 1) // processes))
 
 
 def gpu_tests() -> list[str]:
@@ -160,7 +166,7 @@ def benchmarks(data: list[str], seconds: float) -> Stage:
         *(sys.executable, "-m", "pytest", "bench/test_gpu.py", "--benchmark-only", *data),
         *(f"--seconds={seconds:.0f}", f"--benchmark-json={written}", f"--junitxml={report}"),
     ]
-    stage = run("benchmarks", command, seconds + OVERTIME)
+    stage = run("benchmarks", command, seconds + OVERTIME, OMP_NUM_THREADS=threads(1))
     _, others = outcomes(report)
     missing = [o for o in others if "for --smoke" not in o["reason"]]
     stage.facts = {"benchmarks": measured(written), "not_measured": missing}

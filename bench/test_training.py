@@ -45,6 +45,7 @@ class Case(NamedTuple):
 
 SMOKE = Case(2, 5, (64, 96), 1)
 CASES = [Case(8, 11, (448, 608), 7), Case(2, 19, (1024, 2048), 3), SMOKE]
+CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -96,19 +97,26 @@ PROVIDERS = {f.__name__: f for f in (eager, channels_last, compiled, unchanged_l
 class Step:
     """One step of SGD after another on the same batch; `step()` returns the loss before it."""
 
-    def __init__(self, provider: str, case: Case, dtype: torch.dtype, threads: int) -> None:
+    def __init__(
+        self,
+        provider: str,
+        case: Case,
+        dtype: torch.dtype,
+        threads: int,
+        device: torch.device = CPU,
+    ) -> None:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.losses = PROVIDERS[provider](case.classes).train()
+        self.losses = PROVIDERS[provider](case.classes).to(device).train()
         self._optimizer = torch.optim.SGD(self.losses.parameters(), lr=0.01, momentum=0.9)
-        self._x, self._target = batch(case)
+        self._x, self._target = (t.to(device) for t in batch(case))
         if provider not in ("eager", "unchanged_loop"):
             self._x = self._x.contiguous(memory_format=torch.channels_last)
         self._dtype = dtype
 
     def loss(self) -> Tensor:
         enabled = self._dtype != torch.float32
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(self._x.device.type, torch.bfloat16, enabled=enabled):
             loss: Tensor = self.losses(self._x, self._target)
         return loss
 

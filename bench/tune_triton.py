@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_clock import CALLS, Clock
 from gpu_groups import Layer, layers, op_cases
-from gpu_worker import CALLS, Clock, moved, queued, tensors
+from gpu_layers import laid_out, moved, queued, tensors
 from torch import Tensor
 
 import fastscnn_kernels
@@ -52,7 +53,7 @@ class Case:
         self.layer = layer
         torch.manual_seed(0)
         args, kwargs = layer.make(dtype)
-        self._inputs = moved((args, kwargs), device)
+        self._inputs = laid_out(moved((args, kwargs), device))
         self._device = device
         self._ops = composition.on(device, "triton") if device.type == "cuda" else fastscnn_kernels
         double = (

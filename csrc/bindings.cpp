@@ -329,36 +329,36 @@ PackedTapsInt8 make_taps_int8(Address weight, Address start, Address scale, int 
 
 Quantizer quantizer(const std::pair<float, int>& q) { return {q.first, q.second}; }
 
-void inverted_residual_int8(Address x, int batch, int h, int w, int stride,
+void inverted_residual_int8(Address x, bool bytes, int batch, int h, int w, int stride,
                             std::pair<float, int> in, const PackedMatrixInt8& expand,
                             const PackedTapsInt8& taps, const PackedMatrixInt8& project,
                             bool residual, Address y, const std::string& isa, int threads,
                             Workspace& ws) {
     run(find_kernels_int8(isa).inverted_residual,
-        {pointer(x), batch, h, w, stride, quantizer(in), expand.view(), taps.view(), project.view(),
+        {bytes ? nullptr : pointer(x), bytes ? pointer<uint8_t>(x) : nullptr, batch, h, w, stride, quantizer(in), expand.view(), taps.view(), project.view(),
          residual, pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
-void dsconv_int8(Address x, int batch, int h, int w, std::pair<float, int> in,
-                 const PackedTapsInt8& taps, const PackedMatrixInt8& weight,
-                 std::array<float, 2> act, const PackedMatrix* last, Address y,
-                 const std::string& isa, int threads, Workspace& ws) {
-    run(find_kernels_int8(isa).dsconv,
-        {pointer(x), batch, h, w, quantizer(in), taps.view(), weight.view(), activation(act),
-         last ? last->view() : Matrix{}, pointer(y), &ws.pool(), threads, nullptr},
+void feature_fusion_int8(Address high, Address low, int batch, int low_channels,
+                         int high_channels, const Axis& rows, const Axis& cols, int dilation,
+                         std::pair<float, int> low_in,
+                         const PackedTapsInt8* taps, const PackedMatrixInt8& weight, Address y,
+                         const std::string& isa, int threads, Workspace& ws) {
+    run(find_kernels_int8(isa).feature_fusion,
+        {pointer<uint8_t>(high), pointer(low), batch, low_channels, high_channels, view(rows),
+         view(cols), quantizer(low_in), taps ? taps->view() : TapsInt8{}, dilation,
+         weight.view(), pointer<uint8_t>(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
-void feature_fusion_int8(Address high, Address low, int batch, const Axis& rows, const Axis& cols,
-                         int dilation, std::pair<float, int> high_in, std::pair<float, int> low_in,
-                         const PackedTapsInt8* taps, const PackedMatrixInt8& low_weight,
-                         const PackedMatrixInt8& high_weight, Address y, const std::string& isa,
-                         int threads, Workspace& ws) {
-    run(find_kernels_int8(isa).feature_fusion,
-        {pointer(high), pointer(low), batch, view(rows), view(cols), quantizer(high_in),
-         quantizer(low_in), taps ? taps->view() : TapsInt8{}, dilation, low_weight.view(),
-         high_weight.view(), pointer(y), &ws.pool(), threads, nullptr},
+void classifier_int8(Address x, int batch, int h, int w, const PackedTapsInt8& taps1,
+                     const PackedMatrixInt8& weight1, const PackedTapsInt8& taps2,
+                     const PackedMatrixInt8& weight2, const PackedMatrixInt8& last, Address y,
+                     const std::string& isa, int threads, Workspace& ws) {
+    run(find_kernels_int8(isa).classifier,
+        {pointer<uint8_t>(x), batch, h, w, taps1.view(), weight1.view(), taps2.view(),
+         weight2.view(), last.view(), pointer(y), &ws.pool(), threads, nullptr},
         ws);
 }
 
@@ -423,8 +423,8 @@ PYBIND11_MODULE(_C, m) {
     py::class_<PackedTapsInt8>(m, "TapsInt8", "Packed int8 weights of a depthwise convolution.")
         .def(py::init(&make_taps_int8));
     m.def("inverted_residual_int8", &inverted_residual_int8, unlocked);
-    m.def("dsconv_int8", &dsconv_int8, unlocked);
     m.def("feature_fusion_int8", &feature_fusion_int8, unlocked);
+    m.def("classifier_int8", &classifier_int8, unlocked);
     m.def("argmax_head", &argmax_head, unlocked);
     m.def("dense_head", &dense_head, unlocked);
     m.def("cross_entropy_head", &cross_entropy_head, unlocked);

@@ -14,6 +14,7 @@ try:
     from fastscnn.media.visualize import colorize, overlay
     from fastscnn.network.config import PRESETS, FastSCNNConfig
     from fastscnn.network.model import FastSCNN, FastSCNNClassifier
+    from fastscnn.predict.clips import video
 except KeyboardInterrupt:  # torch takes seconds to load, and here no command can catch it yet
     if Path(sys.argv[0]).name in ("-m", "fastscnn"):
         sys.exit(130)
@@ -38,4 +39,5 @@ __all__ = [
     "load_backbone",
     "overlay",
     "save",
+    "video",
 ]

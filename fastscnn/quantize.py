@@ -95,7 +95,7 @@ def quantize(
     out = Path(out)
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists: use --force (force=True) to overwrite it")
-    files = _images(Path(images), limit)
+    files = image_files(Path(images), limit)
     model = load(weights, device="cpu")
     spans = calibrate(model, (read_image(f) for f in progress(files)), size=size)
     card = replace(model.card or Card(model.config, model.num_classes), ranges=spans)
@@ -110,7 +110,7 @@ def quantize(
     return Quantized(len(files), float(sum(same) / len(same)), float(min(same)))
 
 
-def _images(source: Path, limit: int) -> list[Path]:
+def image_files(source: Path, limit: int) -> list[Path]:
     """Up to `limit` image files of a folder, in the order of their names, evenly spread."""
     if not source.exists():
         raise FileNotFoundError(f"no folder {str(source)!r}: expected a folder of images")

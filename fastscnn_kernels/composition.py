@@ -1,17 +1,18 @@
 """Which implementation runs an operation on an NVIDIA GPU: CUDA C++, Triton or PyTorch's own.
 
 CUDA C++ comes first, for the cases its kernels take (`cuda.Refused` says which not), where the
-extension has code for the GPU. Triton does the rest. Where Triton cannot run, the twins in PyTorch
-do the rest beside CUDA C++; with neither CUDA C++ nor Triton one error says how to get them.
-What only training needs (`TRAINING`) runs in PyTorch on every GPU until its Triton kernels have run
-on one.
+extension has code for the GPU: in float16 and bfloat16 that is a whole network from frame to labels
+and confidence, without a compiler. Triton does the rest (float32, odd channels, probabilities).
+Where Triton cannot run, the twins in PyTorch do the rest beside CUDA C++; with neither CUDA C++ nor
+Triton one error says how to get them. What only training needs (`TRAINING`) runs in PyTorch on
+every GPU until its Triton kernels have run on one.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -60,22 +61,21 @@ class Composition:
             raise AttributeError(op)
         if op in TRAINING:
             return cast(Callable[..., Any], getattr(_Twins(), op))
-        rest: Callable[..., Any] = getattr(self._rest, op)
         if not self._cuda_types or op not in cuda.OPERATIONS:
-            return rest
+            return cast(Callable[..., Any], getattr(self._rest, op))
         ours = getattr(cuda, op)
 
         def first_of_both(*args: Any, **options: Any) -> Any:
             try:
                 return ours(*args, **options)
             except cuda.Refused:
-                return rest(*args, **options)
+                return getattr(self._rest, op)(*args, **options)
 
         return first_of_both
 
     def bind(self, op: str, *weights: Any, **options: Any) -> Bound:
         """The operation for these weights, which CUDA C++ packs here, once."""
-        if op in cuda.OPERATIONS and weights[0].dtype in self._cuda_types:
+        if op in cuda.OPERATIONS and _dtype(weights) in self._cuda_types:
             try:
                 return Bound("cuda", cuda.bind(op, *weights, **options))
             except cuda.Refused:
@@ -101,7 +101,13 @@ class Composition:
         if not self._cuda_types:
             return name
         types = " and ".join(str(t).removeprefix("torch.") for t in self._cuda_types)
-        return f"CUDA C++ for {', '.join(cuda.OPERATIONS)} in {types}; {name} for the rest"
+        return f"CUDA C++ from frame to labels in {types}; {name} for the rest"
+
+
+def _dtype(weights: Sequence[Any]) -> torch.dtype:
+    """Of the first tensor; pyramid_pool's come in lists."""
+    first = weights[0] if isinstance(weights[0], Tensor) else weights[0][0]
+    return cast(torch.dtype, first.dtype)
 
 
 class _Twins:

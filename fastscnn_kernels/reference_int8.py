@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastscnn_kernels import reference
-
 Range = tuple[float, float]
 Weight = tuple[Tensor, Tensor]  # weight and bias of a convolution, batch norm folded in
 
@@ -109,36 +107,30 @@ def inverted_residual_weights(
     return InvertedResidual(source, first, second, to_floats(*project, filtered))
 
 
-class Dsconv(NamedTuple):
-    source: Quantizer
-    depthwise: Product
-    pointwise: Product
-
-
-def dsconv_weights(depthwise: Weight, pointwise: Weight, spans: tuple[Range, Range]) -> Dsconv:
-    """Int8 weights of a DSConv; `spans` are the ranges of the inputs of its convolutions."""
-    source = quantizer(spans[0])
-    first, filtered = to_bytes(*depthwise, source, spans[1])
-    return Dsconv(source, first, to_floats(*pointwise, filtered))
-
-
 class FeatureFusion(NamedTuple):
-    high_source: Quantizer
     low_source: Quantizer
     depthwise: Product | None
-    low: Product
-    high: Product
+    both: Product  # inputs: `low_channels` of the low branch, then the other's
+    low_channels: int
 
 
 def feature_fusion_weights(
     depthwise: Weight | None,
     low: Weight,
     high: Weight,
-    spans: tuple[Range, Range, Range],
+    spans: tuple[Range, Range, Range, Range],
 ) -> FeatureFusion:
     """Int8 weights of the feature fusion; `spans` are the ranges of the upsampled low branch, of
-    the input of its 1x1 (from 0), and of the high branch. Without a `depthwise` the first two are
-    one, and the second is used."""
+    the input of its 1x1, of the high branch, and of the output, the last three from 0. Without a
+    `depthwise` the first two are one, and the second is used.
+
+    Both 1x1 become one: the weights of the high branch are scaled as if its bytes had the steps of
+    the low one's.
+    """
+    if min(span[0] for span in spans[1:]) < 0:
+        raise ValueError(
+            f"feature_fusion_int8: ranges {spans[1:]}, expected ones that start at 0 (behind ReLU)"
+        )
     high_source = quantizer(spans[2])
     if depthwise is None:
         source = filtered = quantizer(spans[1])
@@ -146,9 +138,36 @@ def feature_fusion_weights(
     else:
         source = quantizer(spans[0])
         first, filtered = to_bytes(*depthwise, source, spans[1])
-    return FeatureFusion(
-        high_source, source, first, to_floats(*low, filtered), to_floats(*high, high_source)
-    )
+    scaled = (high[0].double() * (high_source.step / filtered.step)).float()
+    weight, bias = torch.cat([low[0], scaled], 1), low[1] + high[1]
+    both, _ = to_bytes(weight, bias, filtered, spans[3])
+    return FeatureFusion(source, first, both, low[0].shape[1])
+
+
+class Classifier(NamedTuple):
+    depthwise1: Product
+    pointwise1: Product
+    depthwise2: Product
+    pointwise2: Product
+    last: Product
+
+
+def classifier_weights(
+    convs: tuple[Weight, Weight, Weight, Weight, Weight],
+    spans: tuple[Range, Range, Range, Range, Range],
+) -> Classifier:
+    """Int8 weights of two DSConvs and a 1x1; `spans` are the ranges of the inputs of the five
+    convolutions, those of the depthwise ones and of the last from 0, which makes them a ReLU."""
+    if min(spans[i][0] for i in (0, 2, 4)) < 0:
+        raise ValueError(
+            f"classifier_int8: ranges {spans[::2]}, expected ones that start at 0 (behind ReLU)"
+        )
+    source, products = quantizer(spans[0]), []
+    for conv, span in zip(convs[:4], spans[1:], strict=True):
+        product, source = to_bytes(*conv, source, span)
+        products.append(product)
+    first, second, third, fourth = products
+    return Classifier(first, second, third, fourth, to_floats(*convs[4], source))
 
 
 def _bytes(
@@ -176,26 +195,30 @@ def _sums(q: Tensor, product: Product, stride: int = 1, dilation: int = 1) -> Te
 def inverted_residual(
     x: Tensor, weights: InvertedResidual, *, stride: int = 1, residual: bool = False
 ) -> Tensor:
-    """float32 N x C x H x W to float32; see `inverted_residual_weights`."""
-    hidden = _bytes(weights.source(x), weights.expand)
+    """float32, or uint8 that stand for it by `weights.source`, N x C x H x W to float32; see
+    `inverted_residual_weights`."""
+    q = x.float() if x.dtype == torch.uint8 else weights.source(x)
+    hidden = _bytes(q, weights.expand)
     y = _floats(_bytes(hidden, weights.depthwise, stride=stride), weights.project)
     return y + x if residual else y
-
-
-def dsconv(x: Tensor, weights: Dsconv, *, activation: str = "relu") -> Tensor:
-    """float32 N x C x H x W to float32; see `dsconv_weights`."""
-    mid = _bytes(weights.source(x), weights.depthwise, outside=weights.source.zero)
-    return reference.activate(_floats(mid, weights.pointwise), activation)
 
 
 def feature_fusion(
     high: Tensor, low: Tensor, weights: FeatureFusion, *, dilation: int, align_corners: bool
 ) -> Tensor:
-    """float32 N x C x H x W (high) and N x D x h x w (low) to float32."""
+    """uint8 N x C x H x W (high) and float32 N x D x h x w (low) to uint8."""
     low = F.interpolate(low, high.shape[2:], mode="bilinear", align_corners=align_corners)
     q = weights.low_source(low)
     if weights.depthwise is not None:
         zero = weights.low_source.zero
         q = _bytes(q, weights.depthwise, outside=zero, dilation=dilation)
-    y = _floats(q, weights.low) + _floats(weights.high_source(high), weights.high)
-    return F.relu(y)
+    both = torch.cat([q, high.float()], 1)
+    return _bytes(both, weights.both).to(torch.uint8)
+
+
+def classifier(x: Tensor, weights: Classifier) -> Tensor:
+    """uint8 N x C x H x W to float32 scores; see `classifier_weights`."""
+    q = x.float()
+    for product in weights[:4]:
+        q = _bytes(q, product)
+    return _floats(q, weights.last)

@@ -52,3 +52,17 @@ def resize_scale(source: int, target: int, align_corners: bool) -> float:
     if align_corners:
         return (source - 1) / (target - 1) if target > 1 else 0.0
     return source / target
+
+
+#: Pixels at the fusion's edge where its depthwise does not commute with the upsampling: the reach
+#: of a tap (4) and of a clamped sample (2).
+FUSION_FRAME = 6
+
+
+def fusion_commutes(
+    high: tuple[int, int], low: tuple[int, int], dilation: int, align_corners: bool
+) -> bool:
+    """Whether the dilated depthwise of the upsampled map is, inside that frame, the upsampled plain
+    depthwise of `low`; and the inside is worth a kernel of its own."""
+    exact = high == (4 * low[0], 4 * low[1]) and dilation == 4 and not align_corners
+    return exact and min(high) >= 32

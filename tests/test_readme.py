@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fastscnn
 from fastscnn.cli import _parser
 from fastscnn.media.demo import street_scene
 
@@ -30,9 +31,22 @@ def test_python_runs(tmp_path: Path) -> None:
     Image.fromarray(street_scene(180, 240)).save(tmp_path / "photo.jpg")
     code = blocks("python")
     assert code
-    subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, check=True, timeout=300)
-    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
-    assert overlay.shape == (180, 240, 3)
+    checked = "\n".join([*code, TRUE_OF_THEM])
+    subprocess.run([sys.executable, "-c", checked], cwd=tmp_path, check=True, timeout=300)
+    frame = np.asarray(Image.open(tmp_path / "photo.jpg"))
+    tinted = fastscnn.overlay(frame, fastscnn.load().segment(frame), fastscnn.CAMVID)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), tinted)
+
+
+#: What the comments beside those lines say.
+TRUE_OF_THEM = """
+assert x.dtype.is_floating_point and x.shape[:2] == (1, 3)
+assert logits.shape == (1, 11, *x.shape[2:])
+whole = model.segment(frame)
+assert all(np.array_equal(one, whole) for one in labels) and len(labels) == 2
+small = model.segment(frame, size=(256, 512))
+assert small.shape == whole.shape == frame.shape[:2] and (small != whole).any()
+"""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
@@ -60,10 +74,11 @@ def test_paths_exist(document: Path) -> None:
 
 
 def test_numbers_are_the_committed_results() -> None:
-    """The table is what `bench/report.py --readme` makes of the committed JSON."""
+    """The tables are what `bench/report.py --readme` makes of the committed JSON."""
     spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
     assert spec is not None
     assert spec.loader is not None
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
     assert report.readme_numbers() in (ROOT / "README.md").read_text()
+    assert report.detail_numbers() in (ROOT / "docs" / "benchmarks.md").read_text()

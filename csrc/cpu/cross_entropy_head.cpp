@@ -173,6 +173,17 @@ FASTSCNN_INLINE Vec cross_entropy(const CrossEntropyHeadParams& p, const Smoothi
     return counts ? loss : Vec{};
 }
 
+// Four of the eight values of x and y, by their index.
+template <int a, int b, int c, int d>
+Four pick(Four x, Four y) {
+#ifdef __clang__
+    return __builtin_shufflevector(x, y, a, b, c, d);
+#else
+    using Index = int32_t __attribute__((vector_size(16)));
+    return __builtin_shuffle(x, y, Index{a, b, c, d});
+#endif
+}
+
 // [classes][kLanes] to [kLanes][padded], in blocks of four by four.
 void turn(const Vec* from, int padded, float* to) {
     const auto* rows = reinterpret_cast<const char*>(from);
@@ -181,15 +192,14 @@ void turn(const Vec* from, int padded, float* to) {
             Four r[4];
             for (int j = 0; j < 4; ++j)
                 std::memcpy(&r[j], rows + (c + j) * sizeof(Vec) + i * sizeof(float), sizeof r[j]);
-            using Index = int32_t __attribute__((vector_size(16)));
-            const Four a = __builtin_shuffle(r[0], r[1], Index{0, 4, 1, 5});
-            const Four b = __builtin_shuffle(r[0], r[1], Index{2, 6, 3, 7});
-            const Four d = __builtin_shuffle(r[2], r[3], Index{0, 4, 1, 5});
-            const Four e = __builtin_shuffle(r[2], r[3], Index{2, 6, 3, 7});
-            store(to + (i + 0) * padded + c, __builtin_shuffle(a, d, Index{0, 1, 4, 5}));
-            store(to + (i + 1) * padded + c, __builtin_shuffle(a, d, Index{2, 3, 6, 7}));
-            store(to + (i + 2) * padded + c, __builtin_shuffle(b, e, Index{0, 1, 4, 5}));
-            store(to + (i + 3) * padded + c, __builtin_shuffle(b, e, Index{2, 3, 6, 7}));
+            const Four a = pick<0, 4, 1, 5>(r[0], r[1]);
+            const Four b = pick<2, 6, 3, 7>(r[0], r[1]);
+            const Four d = pick<0, 4, 1, 5>(r[2], r[3]);
+            const Four e = pick<2, 6, 3, 7>(r[2], r[3]);
+            store(to + (i + 0) * padded + c, pick<0, 1, 4, 5>(a, d));
+            store(to + (i + 1) * padded + c, pick<2, 3, 6, 7>(a, d));
+            store(to + (i + 2) * padded + c, pick<0, 1, 4, 5>(b, e));
+            store(to + (i + 3) * padded + c, pick<2, 3, 6, 7>(b, e));
         }
     }
 }

@@ -5,7 +5,10 @@
 namespace fastscnn::FASTSCNN_ISA {
 namespace {
 
-template <int R, int V, bool kBytes>
+// What becomes of the sums of a tile.
+enum class To { kBytes, kFloats, kSomeFloats };  // the last: not all channels of the last vector
+
+template <int R, int V, To kTo>
 FASTSCNN_INLINE void tile(const GemmInt8& g, const int8_t* w, int64_t pixel, int channel) {
     Int16 sum[R][V];
 #pragma GCC unroll 4
@@ -26,32 +29,35 @@ FASTSCNN_INLINE void tile(const GemmInt8& g, const int8_t* w, int64_t pixel, int
             for (int j = 0; j < V; ++j) sum[i][j] = dot4(sum[i][j], a, b[j]);
         }
     }
-    if constexpr (kBytes) {
+    if constexpr (kTo == To::kBytes) {
         for (int i = 0; i < R; ++i)
             store_bytes(g.bytes + (pixel + i) * g.bytes_stride + channel, sum[i],
                         g.w.scale + channel);
         return;
     }
+    const int last = g.w.out - channel - (V - 1) * kSums;  // channels in the last vector
+#pragma GCC unroll 4
     for (int j = 0; j < V; ++j) {
-        const int c = channel + j * kSums, n = g.w.out - c;
+        const bool some = kTo == To::kSomeFloats && j == V - 1;
+        const int c = channel + j * kSums;
         const Float16 scale = load_as<Float16>(g.w.scale + c),
                       bias = load_as<Float16>(g.w.bias + c);
+#pragma GCC unroll 12
         for (int i = 0; i < R; ++i) {
             const int64_t at = (pixel + i) * g.y_stride + c;
             Float16 v = to_floats(sum[i][j]) * scale + bias;
             if (g.add)
-                v += n < kSums ? load_first<Float16>(g.add + at, n, 0.f)
-                               : load_as<Float16>(g.add + at);
-            v = min(Float16{} + g.act.high, max(Float16{} + g.act.low, v));
-            if (n < kSums)
-                store_first(g.y + at, v, n);
+                v += some ? load_first<Float16>(g.add + at, last, 0.f)
+                          : load_as<Float16>(g.add + at);
+            if (some)
+                store_first(g.y + at, v, last);
             else
                 store(g.y + at, v);
         }
     }
 }
 
-template <int V, bool kBytes>
+template <int V, To kTo>
 void panel(const GemmInt8& g, const int8_t* w, int pixels, int channel) {
 #if defined(__AVX512F__)
     constexpr int R = V == 4 ? 6 : V == 3 ? 8 : 12;
@@ -59,10 +65,16 @@ void panel(const GemmInt8& g, const int8_t* w, int pixels, int channel) {
     constexpr int R = 1;  // sums fill the registers
 #endif
     int p = 0;
-    for (; p + R <= pixels; p += R) tile<R, V, kBytes>(g, w, p, channel);
+    for (; p + R <= pixels; p += R) tile<R, V, kTo>(g, w, p, channel);
     if constexpr (R > 4)
-        for (; p + 4 <= pixels; p += 4) tile<4, V, kBytes>(g, w, p, channel);
-    for (; p < pixels; ++p) tile<1, V, kBytes>(g, w, p, channel);
+        for (; p + 4 <= pixels; p += 4) tile<4, V, kTo>(g, w, p, channel);
+    for (; p < pixels; ++p) tile<1, V, kTo>(g, w, p, channel);
+}
+
+template <int V>
+void panel(const GemmInt8& g, const int8_t* w, int pixels, int channel) {
+    const bool some = channel + V * kSums > g.w.out;
+    (some ? panel<V, To::kSomeFloats> : panel<V, To::kFloats>)(g, w, pixels, channel);
 }
 
 FASTSCNN_INLINE void column(const DepthwiseRowInt8& d, int x, int c, Int16 to[4]) {
@@ -77,7 +89,7 @@ FASTSCNN_INLINE void column(const DepthwiseRowInt8& d, int x, int c, Int16 to[4]
 // where outputs are taken a dilation apart.
 template <int kStride>
 void block(const DepthwiseRowInt8& d, int begin, int end, int c) {
-    const int pitch = d.taps.pitch, apart = kStride == 1 ? d.dilation : 1;
+    const int apart = kStride == 1 ? d.dilation : 1;
     Int16 w[3][4], in[3][4];
     for (int i = 0; i < 3; ++i)
         for (int j = 0; j < 4; ++j)
@@ -99,7 +111,7 @@ void block(const DepthwiseRowInt8& d, int begin, int end, int c) {
                 sum[j] = load_as<Int16>(d.taps.start + c + j * kSums);
                 for (int i = 0; i < 3; ++i) sum[j] = dot4(sum[j], in[i][j], w[i][j]);
             }
-            store_bytes(d.y + int64_t(x - begin) * pitch + c, sum, d.taps.scale + c);
+            store_bytes(d.y + (x - begin) * d.y_stride + c, sum, d.taps.scale + c);
         }
     }
 }
@@ -110,7 +122,7 @@ void gemm_int8(const GemmInt8& g, int pixels) {
     const int vecs = round_up(g.w.out, kSums) / kSums, groups = (g.w.k + 3) / 4;
     if (!g.y) {
         for (int c = 0; c < g.w.out; c += kBlock)
-            panel<4, true>(g, g.w.data + 4 * int64_t(c) * groups, pixels, c);
+            panel<4, To::kBytes>(g, g.w.data + 4 * int64_t(c) * groups, pixels, c);
         return;
     }
     const int panels = (vecs + 3) / 4;
@@ -119,16 +131,16 @@ void gemm_int8(const GemmInt8& g, int pixels) {
         const int8_t* w = g.w.data + 4 * int64_t(channel) * groups;
         switch (vecs * (i + 1) / panels - first) {
             case 1:
-                panel<1, false>(g, w, pixels, channel);
+                panel<1>(g, w, pixels, channel);
                 break;
             case 2:
-                panel<2, false>(g, w, pixels, channel);
+                panel<2>(g, w, pixels, channel);
                 break;
             case 3:
-                panel<3, false>(g, w, pixels, channel);
+                panel<3>(g, w, pixels, channel);
                 break;
             case 4:
-                panel<4, false>(g, w, pixels, channel);
+                panel<4>(g, w, pixels, channel);
                 break;
         }
     }

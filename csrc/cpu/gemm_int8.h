@@ -21,7 +21,6 @@ struct GemmInt8 {
     int64_t y_stride;
     uint8_t* bytes;  // [pixels, bytes_stride]; whole blocks are written
     int64_t bytes_stride;
-    Activation act;  // of floats
 };
 
 void gemm_int8(const GemmInt8& g, int pixels);
@@ -35,7 +34,8 @@ struct DepthwiseRowInt8 {
     TapsInt8 taps;
     int stride;    // 1 or 2
     int dilation;  // 1 where stride is 2
-    uint8_t* y;    // [pixels, taps.pitch]: pixel 0 is output column `begin`
+    uint8_t* y;    // [pixels, y_stride]: pixel 0 is output column `begin`; whole blocks are written
+    int64_t y_stride;
 };
 
 // Output columns begin .. end - 1.
@@ -48,21 +48,15 @@ FASTSCNN_INLINE void set_row(DepthwiseRowInt8& d, int ky, const uint8_t* row, in
     d.x_stride[ky] = inside ? d.taps.pitch : 0;
 }
 
-// Bytes of `pixels` pixels; each is padded with zeros to `pitch`.
-FASTSCNN_INLINE void quantize(const float* x, int pixels, int channels, const Quantizer& q,
-                              uint8_t* to, int pitch) {
-    for (int p = 0; p < pixels; ++p, x += channels, to += pitch) {
-        int c = 0;
-        for (; c + kSums <= channels; c += kSums) {
-            const Byte16 v = to_bytes(load_as<Float16>(x + c) * q.inverse, q.zero);
-            std::memcpy(to + c, &v, sizeof v);
-        }
-        if (c < channels) {
-            const Byte16 v =
-                to_bytes(load_first<Float16>(x + c, channels - c, 0.f) * q.inverse, q.zero);
-            std::memcpy(to + c, &v, channels - c);
-        }
-        if (channels < pitch) std::memset(to + channels, 0, pitch - channels);
+// One row of a depthwise separable convolution to bytes; `mid` holds kRunInt8 pixels of its taps and
+// stays in L1.
+FASTSCNN_INLINE void dsconv_row_int8(DepthwiseRowInt8 d, const MatrixInt8& w, int begin, int end,
+                                     uint8_t* mid, uint8_t* to, int64_t stride) {
+    d.y = mid, d.y_stride = d.taps.pitch;
+    for (int x = begin; x < end; x += kRunInt8, to += kRunInt8 * stride) {
+        const int pixels = end - x < kRunInt8 ? end - x : kRunInt8;
+        depthwise_row_int8(d, x, x + pixels);
+        gemm_int8({mid, d.y_stride, w, nullptr, nullptr, 0, to, stride}, pixels);
     }
 }
 

@@ -9,7 +9,7 @@ namespace fastscnn::FASTSCNN_ISA {
 // rows of the expansion. Bound by the products.
 int64_t inverted_residual_int8(const InvertedResidualInt8Params& p) {
     const int out_h = strided(p.h, p.stride), out_w = strided(p.w, p.stride);
-    const int in_pitch = blocks(p.expand.k), pitch = p.taps.pitch;
+    const int k = p.expand.k, in_pitch = blocks(k), pitch = p.taps.pitch;
     const int64_t row_bytes = int64_t(p.w) * pitch;
     const auto layout = [&](Arena& arena, uint8_t*& in, uint8_t*& hidden, uint8_t*& mid,
                             uint8_t*& outside) {
@@ -32,19 +32,22 @@ int64_t inverted_residual_int8(const InvertedResidualInt8Params& p) {
         std::memset(outside, 0, pitch);
         const int n = unit / bands;
         const Share band(out_h, unit % bands, bands);
-        const float* image = p.x + int64_t(n) * p.h * p.w * p.expand.k;
+        const float* image = p.x ? p.x + int64_t(n) * p.h * p.w * k : nullptr;
         float* out = p.y + int64_t(n) * out_h * out_w * p.project.out;
-        DepthwiseRowInt8 d = {{}, {}, outside, p.w, p.taps, p.stride, 1, mid};
+        DepthwiseRowInt8 d = {{}, {}, outside, p.w, p.taps, p.stride, 1, mid, pitch};
         int next = band.begin * p.stride - 1 < 0 ? 0 : band.begin * p.stride - 1;
         for (int y = band.begin; y < band.end; ++y) {
             for (; next <= y * p.stride + 1 && next < p.h; ++next) {
-                const float* from = image + int64_t(next) * p.w * p.expand.k;
                 for (int x = 0; x < p.w; x += kRunInt8) {
                     const int pixels = p.w - x < kRunInt8 ? p.w - x : kRunInt8;
-                    quantize(from + int64_t(x) * p.expand.k, pixels, p.expand.k, p.in, in,
-                             in_pitch);
-                    gemm_int8({in, in_pitch, p.expand, nullptr, nullptr, 0,
-                               hidden + next % 3 * row_bytes + int64_t(x) * pitch, pitch, kNone},
+                    const int64_t at = int64_t(next) * p.w + x;
+                    const uint8_t* from = in;
+                    if (image)
+                        quantize(image + at * k, pixels, k, p.in, in, in_pitch, in_pitch);
+                    else
+                        from = p.bytes + (int64_t(n) * p.h * p.w + at) * in_pitch;
+                    gemm_int8({from, in_pitch, p.expand, nullptr, nullptr, 0,
+                               hidden + next % 3 * row_bytes + int64_t(x) * pitch, pitch},
                               pixels);
                 }
             }
@@ -57,7 +60,7 @@ int64_t inverted_residual_int8(const InvertedResidualInt8Params& p) {
                 depthwise_row_int8(d, x, x + pixels);
                 const int64_t at = (int64_t(y) * out_w + x) * p.project.out;
                 gemm_int8({mid, pitch, p.project, p.residual ? image + at : nullptr, out + at,
-                           p.project.out, nullptr, 0, kNone},
+                           p.project.out, nullptr, 0},
                           pixels);
             }
         }

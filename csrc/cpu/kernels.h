@@ -94,6 +94,12 @@ struct Activation {
     float low, high;
 };
 
+// Floats to bytes (kernels_int8.h): round(v * inverse) + zero.
+struct Quantizer {
+    float inverse;  // 1 / step
+    int zero;       // byte of the value 0
+};
+
 // Weights of a dense convolution, packed by `pack_matrix` for one instruction set.
 struct Matrix {
     const float* data;
@@ -193,6 +199,8 @@ struct DownsampleParams {
     Pool* pool;
     int threads;
     float* scratch;
+    Quantizer to_bytes = {};   // inverse 0: none, else
+    uint8_t* bytes = nullptr;  // takes the map instead of y
 };
 
 struct InvertedResidualParams {

@@ -1,6 +1,6 @@
 // The int8 kernels: fused blocks whose 1x1 and depthwise convolutions multiply uint8 by int8.
 //
-// Maps between operations stay float; inside, a value v is q = round(v / step) + zero in 0..255.
+// Maps between bottlenecks stay float; inside, a value v is q = round(v / step) + zero in 0..255.
 // All integers are the same on every instruction set, so that results are too.
 #pragma once
 
@@ -10,12 +10,6 @@ namespace fastscnn {
 
 // Channels in a block of the byte layouts below; buffers of bytes are padded to it.
 constexpr int kBlock = 64;
-
-// Float to bytes.
-struct Quantizer {
-    float inverse;  // 1 / step
-    int zero;       // byte of the value 0
-};
 
 // Weights of a 1x1 convolution, packed by PackedMatrixInt8. With bytes q of the input,
 // sum = start + w * q; as floats the output is sum * scale + bias, as bytes round(sum * scale).
@@ -38,44 +32,48 @@ struct TapsInt8 {
 };
 
 struct InvertedResidualInt8Params {
-    const float* x;  // [batch, h, w, expand.k]
+    const float* x;        // [batch, h, w, expand.k], or null:
+    const uint8_t* bytes;  // the same by `in`, [batch, h, w, expand.k rounded up to blocks]
     int batch, h, w;
     int stride;
     Quantizer in;
     MatrixInt8 expand;   // to bytes of zero 0, which makes it a ReLU
     TapsInt8 taps;       // likewise
     MatrixInt8 project;  // to floats
-    bool residual;       // adds x
+    bool residual;       // adds x, which is not null
     float* y;            // [batch, out h, out w, project.out]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
-struct DsconvInt8Params {
-    const float* x;  // [batch, h, w, taps.channels]
-    int batch, h, w;
-    Quantizer in;
-    TapsInt8 taps;
-    MatrixInt8 weight;  // to floats
-    Activation act;
-    Matrix last;  // a second 1x1, of floats; data null: none
-    float* y;     // [batch, h, w, weight.out or last.out]
+// Bytes out: of zero 0, which makes them a ReLU.
+struct FeatureFusionInt8Params {
+    const uint8_t* high;  // [batch, rows.out, cols.out, high_channels rounded up to blocks]
+    const float* low;     // [batch, rows.in, cols.in, low_channels]
+    int batch;
+    int low_channels;  // a multiple of kBlock
+    int high_channels;
+    AxisView rows, cols;
+    Quantizer low_in;
+    TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
+    int dilation;
+    MatrixInt8 weight;  // of the low branch's channels, then of the other's; to bytes
+    uint8_t* y;         // [batch, rows.out, cols.out, weight.out rounded up to blocks]
     Pool* pool;
     int threads;
     float* scratch;
 };
 
-struct FeatureFusionInt8Params {
-    const float* high;  // [batch, rows.out, cols.out, high_weight.k]
-    const float* low;   // [batch, rows.in, cols.in, low_weight.k]
-    int batch;
-    AxisView rows, cols;
-    Quantizer high_in, low_in;
-    TapsInt8 taps;  // of the depthwise convolution; data null: none, only the ReLU of low_in
-    int dilation;
-    MatrixInt8 low_weight, high_weight;
-    float* y;  // [batch, rows.out, cols.out, low_weight.out]
+struct ClassifierInt8Params {
+    const uint8_t* x;  // [batch, h, w, taps1.pitch], of zero 0
+    int batch, h, w;
+    TapsInt8 taps1;
+    MatrixInt8 weight1;  // to bytes of zero 0, which makes it a ReLU
+    TapsInt8 taps2;
+    MatrixInt8 weight2;  // likewise
+    MatrixInt8 last;     // to floats
+    float* y;            // [batch, h, w, last.out]
     Pool* pool;
     int threads;
     float* scratch;
@@ -83,10 +81,10 @@ struct FeatureFusionInt8Params {
 
 struct KernelsInt8 {
     const char* name;    // instruction set
-    const char* floats;  // instruction set for which `last` is packed
+    const char* floats;  // of the float kernels that run beside them
     int64_t (*inverted_residual)(const InvertedResidualInt8Params&);
-    int64_t (*dsconv)(const DsconvInt8Params&);
     int64_t (*feature_fusion)(const FeatureFusionInt8Params&);
+    int64_t (*classifier)(const ClassifierInt8Params&);
 };
 
 }  // namespace fastscnn

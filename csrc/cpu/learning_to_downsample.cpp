@@ -1,5 +1,6 @@
 // learning_to_downsample: stem and two stride-2 depthwise separable convolutions, frame to 1/8.
 
+#include "simd_int8.h"
 #include "stem.h"
 
 namespace fastscnn::FASTSCNN_ISA {
@@ -15,6 +16,7 @@ struct Cascade {
     Ring stem, middle;
     float* mid;   // [kRun, widest taps]
     float* zero;  // a pixel of zeros
+    float* last;  // a final row, where bytes are wanted
     int image = 0;
 
     // Rows of the stem up to y.
@@ -61,22 +63,26 @@ int64_t learning_to_downsample(const DownsampleParams& p) {
     const int pitch1 = p.taps1.pitch, pitch2 = p.taps2.pitch;
     const int pitch = pitch1 > pitch2 ? pitch1 : pitch2;
 
+    const int64_t last_floats = p.to_bytes.inverse ? int64_t(w3) * p.weight2.out : 0;
     const auto layout = [&](Arena arena) {
         float* frame = arena.take(StemRows::floats(p.stem));
         float* stem = arena.take(3 * int64_t(w1) * pitch1);
         float* middle = arena.take(3 * int64_t(w2) * pitch2);
         float* mid = arena.take(int64_t(kRun) * pitch);
         float* zero = arena.take(pitch);
+        float* last = arena.take(last_floats);
         return Cascade{p,
                        StemRows(p.stem, frame),
                        {stem, int64_t(w1) * pitch1, pitch1, h1},
                        {middle, int64_t(w2) * pitch2, pitch2, h2},
                        mid,
-                       zero};
+                       zero,
+                       last};
     };
     const int64_t thread_floats =
         padded(StemRows::floats(p.stem)) + padded(3 * int64_t(w1) * pitch1) +
-        padded(3 * int64_t(w2) * pitch2) + padded(int64_t(kRun) * pitch) + padded(pitch);
+        padded(3 * int64_t(w2) * pitch2) + padded(int64_t(kRun) * pitch) + padded(pitch) +
+        padded(last_floats);
     if (!p.scratch) return p.threads * thread_floats;
 
     const int bands = p.threads > 1 ? (h3 < kBands * p.threads ? h3 : kBands * p.threads) : 1;
@@ -88,8 +94,11 @@ int64_t learning_to_downsample(const DownsampleParams& p) {
         c.start(image, rows.begin);
         for (int y = rows.begin; y < rows.end; ++y) {
             c.make_middle(2 * y + 1);
-            float* out = p.y + (int64_t(image) * h3 + y) * w3 * p.weight2.out;
-            c.dsconv2(c.middle, w2, p.taps2, p.weight2, y, out, p.weight2.out);
+            const int64_t at = (int64_t(image) * h3 + y) * w3, outs = p.weight2.out;
+            float* out = p.to_bytes.inverse ? c.last : p.y + at * outs;
+            c.dsconv2(c.middle, w2, p.taps2, p.weight2, y, out, outs);
+            if (p.to_bytes.inverse)
+                quantize(out, w3, int(outs), p.to_bytes, p.bytes + at * outs, outs, int(outs));
         }
     });
     return 0;

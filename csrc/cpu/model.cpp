@@ -79,8 +79,9 @@ std::vector<std::string> int8_inputs(const NetworkConfig& config) {
     for (const ConvShape& shape : conv_shapes(config)) {
         const auto in = [&](const char* part) { return shape.name.find(part) == 0; };
         const bool dense_ffm = config.ffm_dense && shape.name == "feature_fusion.depthwise";
-        if (in("global_feature_extractor.bottleneck") || in("classifier.dsconv") ||
-            (in("feature_fusion.") && !dense_ffm))
+        const bool like_the_first = shape.name == "feature_fusion.high";  // bottleneck's input
+        if (in("global_feature_extractor.bottleneck") || in("classifier.") ||
+            (in("feature_fusion.") && !dense_ffm && !like_the_first))
             names.push_back(shape.name);
     }
     return names;

@@ -38,8 +38,8 @@ int Plan::piece(int64_t bytes) {
     return int(pieces_.size()) - 1;
 }
 
-int Plan::map(int channels, Size size) {
-    return piece(sizes.batch * pixels(size) * channels * int64_t(sizeof(float)));
+int Plan::map(int channels, Size size, bool bytes) {
+    return piece(sizes.batch * pixels(size) * channels * int64_t(bytes ? 1 : sizeof(float)));
 }
 
 void Plan::step(std::string name, std::vector<int> uses,
@@ -53,8 +53,8 @@ void Plan::step(std::string name, std::vector<int> uses,
     steps_.push_back({std::move(name), std::move(run), scratch});
 }
 
-float* Plan::at(int piece) const {
-    return arena_.data() ? reinterpret_cast<float*>(arena_.data() + pieces_[piece].offset) : nullptr;
+void* Plan::at(int piece) const {
+    return arena_.data() ? arena_.data() + pieces_[piece].offset : nullptr;
 }
 
 Map Plan::at(int piece, Size size) const { return {at(piece), sizes.batch, size.h, size.w}; }
@@ -72,7 +72,7 @@ void Plan::prepare(int threads, Pool& pool) {
 }
 
 void Plan::run(size_t step, const Job& job, Pool& pool) const {
-    steps_[step].run(job, {&pool, threads_, at(steps_[step].scratch)});
+    steps_[step].run(job, {&pool, threads_, floats(steps_[step].scratch)});
 }
 
 // Largest first, each at the lowest place that no piece alive at the same time holds.
@@ -122,16 +122,16 @@ void Plan::add_trunk() {
         const Frames& f = job.frames;
         if (call.scratch && (!f.pixels || direct(f, in))) return 0;
         return w.kernels.resize_frame({f.pixels, f.stride, f.bgr, sizes.batch, view(rows),
-                                       view(cols), reinterpret_cast<uint8_t*>(at(input)), call.pool,
+                                       view(cols), static_cast<uint8_t*>(at(input)), call.pool,
                                        call.threads, call.scratch});
     });
     const StemAxis stem_rows(in.h, w.config.stem_padding), stem_cols(in.w, w.config.stem_padding);
     Size size{strided(strided(stem_rows.out, 2), 2), strided(strided(stem_cols.out, 2), 2)};
     const Size large = size;
-    const int high = map(64, large);
+    const int high = map(64, large, w.trunk->bytes());
     step("learning_to_downsample", {input, high}, [=, &w](const Job& job, Call call) {
         const Frames& f = job.frames;
-        const uint8_t* own = reinterpret_cast<const uint8_t*>(at(input));
+        const uint8_t* own = static_cast<const uint8_t*>(at(input));
         const uint8_t* frame = !f.pixels ? nullptr : direct(f, in) ? f.pixels : own;
         return w.learning_to_downsample(frame, f.x, sizes.batch, in.h, in.w, at(high), call);
     });
@@ -142,7 +142,7 @@ void Plan::add_trunk() {
         const int y = map(kBottlenecks[i].out, size);
         step("bottleneck" + std::to_string(i / 3 + 1) + "." + std::to_string(i % 3), {x, y},
              [=, &w](const Job&, Call call) {
-                 return w.trunk->bottleneck(i, at(x, from), at(y), call);
+                 return w.trunk->bottleneck(i, at(x, from), floats(y), call);
              });
         x = y;
     }
@@ -153,7 +153,7 @@ void Plan::add_trunk() {
     }
     const int low = map(128, size);
     step("pyramid_pool", {x, low}, [=, &w](const Job&, Call call) {
-        return w.pyramid_pool(at(x, size), pool_rows, pool_cols, at(low), call);
+        return w.pyramid_pool(at(x, size), pool_rows, pool_cols, floats(low), call);
     });
     add_fusion(high, low, size, large);
 }
@@ -164,20 +164,19 @@ void Plan::add_fusion(int high, int low, Size small, Size large) {
         const int x = low;
         low = map(128, small);
         step("feature_fusion.dense", {x, low}, [=, &w](const Job&, Call call) {
-            return w.dense(at(x, small), at(low), call);
+            return w.dense(at(x, small), floats(low), call);
         });
     }
     const Axis rows(small.h, large.h, w.config.ffm_align_corners);
     const Axis cols(small.w, large.w, w.config.ffm_align_corners);
-    const int fused = map(128, large);
+    const int fused = map(128, large, w.trunk->bytes());
     step("feature_fusion", {high, low, fused}, [=, &w](const Job&, Call call) {
-        return w.trunk->fusion(at(high, large), at(low), rows, cols, at(fused), call);
+        return w.trunk->fusion(at(high, large), floats(low), rows, cols, at(fused), call);
     });
-    const int between = w.trunk->needs_between() ? map(128, large) : piece(0);
     const int scores = map(w.config.classes, large);
-    step("classifier", {fused, between, scores}, [=, &w](const Job& job, Call call) {
-        float* y = job.outputs.scores ? job.outputs.scores : at(scores);
-        return w.trunk->classifier(at(fused, large), at(between), w.last, y, call);
+    step("classifier", {fused, scores}, [=, &w](const Job& job, Call call) {
+        float* y = job.outputs.scores ? job.outputs.scores : floats(scores);
+        return w.trunk->classifier(at(fused, large), y, call);
     });
     add_heads(scores, large);
 }
@@ -189,9 +188,9 @@ void Plan::add_heads(int scores, Size size) {
     const Axis rows(size.h, out.h, w.config.head_align_corners);
     const Axis cols(size.w, out.w, w.config.head_align_corners);
     const int labels = piece(sizes.batch * pixels(out));
-    const auto source = [=](const Outputs& o) { return o.scores ? o.scores : at(scores); };
+    const auto source = [=](const Outputs& o) { return o.scores ? o.scores : floats(scores); };
     const auto labels_of = [=](const Outputs& o) {
-        return o.labels ? o.labels : reinterpret_cast<uint8_t*>(at(labels));
+        return o.labels ? o.labels : static_cast<uint8_t*>(at(labels));
     };
     step("argmax_head", {scores, labels}, [=, &w](const Job& job, Call call) -> int64_t {
         const Outputs& o = job.outputs;

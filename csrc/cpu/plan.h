@@ -68,11 +68,12 @@ class Plan {
     };
 
     int piece(int64_t bytes);
-    int map(int channels, Size size);
+    int map(int channels, Size size, bool bytes = false);
     // Adds a step that uses those pieces.
     void step(std::string name, std::vector<int> uses, std::function<int64_t(const Job&, Call)> run);
     void lay_out();
-    float* at(int piece) const;
+    void* at(int piece) const;
+    float* floats(int piece) const { return static_cast<float*>(at(piece)); }
     Map at(int piece, Size size) const;
 
     void add_trunk();

@@ -80,4 +80,17 @@ Product to_bytes(const ConvShape& shape, const Conv& conv, const Steps& source, 
     return p;
 }
 
+Joined::Joined(const ConvShape& first_shape, const Conv& first, const Steps& first_source,
+               const ConvShape& second_shape, const Conv& second, const Steps& second_source)
+    : shape{first_shape.name, first_shape.out, first_shape.inputs + second_shape.inputs, 1, false} {
+    const double ratio = second_source.step() / first_source.step();
+    for (int c = 0; c < shape.out; ++c) {
+        const float* a = first.weight + int64_t(c) * first_shape.inputs;
+        const float* b = second.weight + int64_t(c) * second_shape.inputs;
+        weight.insert(weight.end(), a, a + first_shape.inputs);
+        for (int i = 0; i < second_shape.inputs; ++i) weight.push_back(float(b[i] * ratio));
+        bias.push_back(first.bias[c] + second.bias[c]);
+    }
+}
+
 }  // namespace fastscnn::int8

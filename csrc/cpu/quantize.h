@@ -36,4 +36,15 @@ Product to_floats(const ConvShape& shape, const Conv& conv, const Steps& source)
 Product to_bytes(const ConvShape& shape, const Conv& conv, const Steps& source, const Range& range,
                  Steps& target);
 
+// Two 1x1 convolutions whose sum is wanted, side by side as one: the second's weights are scaled as
+// if its inputs had the steps of the first's. Both are of zero 0.
+struct Joined {
+    ConvShape shape;
+    std::vector<float> weight, bias;
+
+    Joined(const ConvShape& first_shape, const Conv& first, const Steps& first_source,
+           const ConvShape& second_shape, const Conv& second, const Steps& second_source);
+    Conv conv() const { return {weight.data(), bias.data()}; }
+};
+
 }  // namespace fastscnn::int8

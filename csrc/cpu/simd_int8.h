@@ -4,6 +4,7 @@
 // interleaving gives and packing undoes: vector j, lane 4 * i + l is channel 16 * i + 4 * j + l.
 #pragma once
 
+#include "kernels.h"
 #include "simd.h"
 
 #if defined(__SSE2__)
@@ -191,5 +192,23 @@ FASTSCNN_INLINE Byte16 to_bytes(Float16 v, int zero) {
 }
 
 #endif
+
+// Bytes of `pixels` pixels, `stride` bytes apart; each is padded with zeros to `pitch`.
+FASTSCNN_INLINE void quantize(const float* x, int pixels, int channels, const Quantizer& q,
+                              uint8_t* to, int64_t stride, int pitch) {
+    for (int p = 0; p < pixels; ++p, x += channels, to += stride) {
+        int c = 0;
+        for (; c + kSums <= channels; c += kSums) {
+            const Byte16 v = to_bytes(load_as<Float16>(x + c) * q.inverse, q.zero);
+            std::memcpy(to + c, &v, sizeof v);
+        }
+        if (c < channels) {
+            const Byte16 v =
+                to_bytes(load_first<Float16>(x + c, channels - c, 0.f) * q.inverse, q.zero);
+            std::memcpy(to + c, &v, channels - c);
+        }
+        if (channels < pitch) std::memset(to + channels, 0, pitch - channels);
+    }
+}
 
 }  // namespace fastscnn::FASTSCNN_ISA

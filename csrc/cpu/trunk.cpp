@@ -27,6 +27,7 @@ class FloatTrunk : public Trunk {
         : kernels_(find_kernels(isa)),
           low_(convs.matrix("feature_fusion.low", isa)),
           high_(convs.matrix("feature_fusion.high", isa)),
+          last_(convs.matrix("classifier.conv", isa)),
           dilation_(config.ffm_dilation),
           bottleneck_act_{0.f, config.bottleneck_relu6 ? 6.f : kInfinity},
           mid_act_{config.dsconv_relu ? 0.f : -kInfinity, kInfinity} {
@@ -44,30 +45,29 @@ class FloatTrunk : public Trunk {
 
     int64_t bottleneck(int i, Map x, float* y, Call call) const override {
         const Block& b = blocks_[i];
-        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride,
+        return kernels_.inverted_residual({x.floats(), x.batch, x.h, x.w, kBottlenecks[i].stride,
                                            b.expand.view(), b.taps.view(), b.project.view(),
                                            bottleneck_act_, i % 3 > 0, y, call.pool, call.threads,
                                            call.scratch});
     }
 
-    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
+    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, void* fused,
                    Call call) const override {
-        return kernels_.feature_fusion({high.data, low, high.batch, view(rows), view(cols),
+        return kernels_.feature_fusion({high.floats(), low, high.batch, view(rows), view(cols),
                                         taps_.empty() ? Taps{} : taps_[0].view(), dilation_,
-                                        low_.view(), high_.view(), y, call.pool, call.threads,
-                                        call.scratch});
+                                        low_.view(), high_.view(), static_cast<float*>(fused),
+                                        call.pool, call.threads, call.scratch});
     }
 
-    bool needs_between() const override { return false; }
-
-    int64_t classifier(Map x, float*, const PackedMatrix& last, float* y,
-                       Call call) const override {
+    int64_t classifier(Map fused, float* scores, Call call) const override {
         const Dsconv &first = dsconvs_[0], &second = dsconvs_[1];
-        return kernels_.classifier({x.data, x.batch, x.h, x.w, first.taps.view(),
-                                    first.weight.view(), second.taps.view(), second.weight.view(),
-                                    last.view(), mid_act_, kReluActivation, y, call.pool,
-                                    call.threads, call.scratch});
+        return kernels_.classifier({fused.floats(), fused.batch, fused.h, fused.w,
+                                    first.taps.view(), first.weight.view(), second.taps.view(),
+                                    second.weight.view(), last_.view(), mid_act_, kReluActivation,
+                                    scores, call.pool, call.threads, call.scratch});
     }
+
+    const Quantizer* bytes() const override { return nullptr; }
 
   private:
     struct Block {
@@ -83,7 +83,7 @@ class FloatTrunk : public Trunk {
     std::vector<Block> blocks_;
     std::vector<Dsconv> dsconvs_;
     std::vector<PackedTaps> taps_;  // of the fusion: one, or none where its first layer is dense
-    PackedMatrix low_, high_;
+    PackedMatrix low_, high_, last_;
     int dilation_;
     Activation bottleneck_act_, mid_act_;
 };
@@ -144,52 +144,48 @@ class Int8Trunk : public Trunk {
             blocks_.push_back({in.quantizer(), expand.matrix(convs.shape(name + ".expand")),
                                taps.taps(), floats(name + ".project", filtered)});
         }
+        add_fusion(model.config.ffm_dense, convs, ranges);
+        int8::Steps in = int8::steps(ranges.positive(dsconv_name(0) + ".depthwise"));
         for (int i = 0; i < 2; ++i) {
             const std::string name = dsconv_name(i);
-            const int8::Steps in = int8::steps(ranges[name + ".depthwise"]);
+            const std::string next = i == 0 ? dsconv_name(1) + ".depthwise" : "classifier.conv";
             int8::Steps filtered;
             const int8::Product taps =
                 bytes(name + ".depthwise", in, ranges[name + ".pointwise"], filtered);
-            dsconvs_.push_back(
-                {in.quantizer(), taps.taps(), floats(name + ".pointwise", filtered)});
+            const int8::Product weight =
+                bytes(name + ".pointwise", filtered, ranges.positive(next), in);
+            dsconvs_.push_back({taps.taps(), weight.matrix(convs.shape(name + ".pointwise"))});
         }
-        const std::string fusion = "feature_fusion.";
-        const int8::Steps high = int8::steps(ranges[fusion + "high"]);
-        int8::Steps low = int8::steps(ranges.positive(fusion + "low")), filtered = low;
-        if (!model.config.ffm_dense) {
-            low = int8::steps(ranges[fusion + "depthwise"]);
-            taps_.push_back(
-                bytes(fusion + "depthwise", low, ranges[fusion + "low"], filtered).taps());
-        }
-        low_in_ = low.quantizer(), high_in_ = high.quantizer();
-        fusion_.push_back(floats(fusion + "low", filtered));
-        fusion_.push_back(floats(fusion + "high", high));
+        last_.push_back(floats("classifier.conv", in));
     }
 
     int64_t bottleneck(int i, Map x, float* y, Call call) const override {
         const Block& b = blocks_[i];
-        return kernels_.inverted_residual({x.data, x.batch, x.h, x.w, kBottlenecks[i].stride, b.in,
+        float* floats = i > 0 ? x.floats() : nullptr;
+        return kernels_.inverted_residual({floats, x.bytes(), x.batch, x.h, x.w,
+                                           kBottlenecks[i].stride, b.in,
                                            b.expand.view(), b.taps.view(), b.project.view(),
                                            i % 3 > 0, y, call.pool, call.threads, call.scratch});
     }
 
-    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
+    int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, void* fused,
                    Call call) const override {
-        return kernels_.feature_fusion({high.data, low, high.batch, view(rows), view(cols),
-                                        high_in_, low_in_,
+        return kernels_.feature_fusion({high.bytes(), low, high.batch, 128, 64, view(rows),
+                                        view(cols), low_in_,
                                         taps_.empty() ? TapsInt8{} : taps_[0].view(), dilation_,
-                                        fusion_[0].view(), fusion_[1].view(), y, call.pool,
-                                        call.threads, call.scratch});
+                                        fusion_[0].view(), static_cast<uint8_t*>(fused),
+                                        call.pool, call.threads, call.scratch});
     }
 
-    bool needs_between() const override { return true; }
-
-    int64_t classifier(Map x, float* between, const PackedMatrix& last, float* y,
-                       Call call) const override {
-        const Map middle{between, x.batch, x.h, x.w};
-        const int64_t first = dsconv(0, x, Matrix{}, between, call);
-        return std::max(first, dsconv(1, middle, last.view(), y, call));
+    int64_t classifier(Map fused, float* scores, Call call) const override {
+        const Dsconv &first = dsconvs_[0], &second = dsconvs_[1];
+        return kernels_.classifier({fused.bytes(), fused.batch, fused.h, fused.w,
+                                    first.taps.view(), first.weight.view(), second.taps.view(),
+                                    second.weight.view(), last_[0].view(), scores, call.pool,
+                                    call.threads, call.scratch});
     }
+
+    const Quantizer* bytes() const override { return &blocks_[0].in; }
 
   private:
     struct Block {
@@ -199,22 +195,35 @@ class Int8Trunk : public Trunk {
         PackedMatrixInt8 project;
     };
     struct Dsconv {
-        Quantizer in;
         PackedTapsInt8 taps;
         PackedMatrixInt8 weight;
     };
-    int64_t dsconv(int i, Map x, Matrix last, float* y, Call call) const {
-        const Dsconv& d = dsconvs_[i];
-        return kernels_.dsconv({x.data, x.batch, x.h, x.w, d.in, d.taps.view(), d.weight.view(),
-                                kReluActivation, last, y, call.pool, call.threads, call.scratch});
+
+    void add_fusion(bool dense, const Convs& convs, const Ranges& ranges) {
+        const std::string fusion = "feature_fusion.";
+        const int8::Steps high = int8::steps(ranges.positive(bottleneck_name(0) + ".expand"));
+        int8::Steps low = int8::steps(ranges.positive(fusion + "low")), filtered = low, fused;
+        if (!dense) {
+            low = int8::steps(ranges[fusion + "depthwise"]);
+            taps_.push_back(int8::to_bytes(convs.shape(fusion + "depthwise"),
+                                           convs.conv(fusion + "depthwise"), low,
+                                           ranges[fusion + "low"], filtered)
+                                .taps());
+        }
+        low_in_ = low.quantizer();
+        const int8::Joined both(convs.shape(fusion + "low"), convs.conv(fusion + "low"), filtered,
+                                convs.shape(fusion + "high"), convs.conv(fusion + "high"), high);
+        fusion_.push_back(int8::to_bytes(both.shape, both.conv(), filtered,
+                                         ranges.positive(dsconv_name(0) + ".depthwise"), fused)
+                              .matrix(both.shape));
     }
 
     const KernelsInt8& kernels_;
     std::vector<Block> blocks_;
     std::vector<Dsconv> dsconvs_;
     std::vector<PackedTapsInt8> taps_;  // of the fusion: one, or none
-    std::vector<PackedMatrixInt8> fusion_;
-    Quantizer low_in_, high_in_;
+    std::vector<PackedMatrixInt8> fusion_, last_;  // one each
+    Quantizer low_in_;
     int dilation_;
 };
 

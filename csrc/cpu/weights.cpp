@@ -24,6 +24,12 @@ PackedMatrix slice(const Convs& convs, int first, int n, bool bias, const std::s
     return {weight.data(), bias ? join.bias : zeros.data(), out, n, 1, isa};
 }
 
+// Beside int8, what is left of the convolutions may round to bfloat16 where that is faster.
+std::string floats_beside_int8() {
+    const std::vector<const Kernels*> found = available_kernels_bf16();
+    return found.empty() ? "" : found[0]->name;
+}
+
 }  // namespace
 
 AxisView view(const Axis& a) {
@@ -57,14 +63,17 @@ PackedTaps Convs::taps(const std::string& name, const std::string& isa) const {
     return {conv(name).weight, conv(name).bias, shape(name).out, isa};
 }
 
-Weights::Weights(const Model& model, const std::string& isa) : Weights(model, Convs(model), isa) {}
+Weights::Weights(const Model& model, const std::string& isa)
+    : Weights(model, Convs(model),
+              model.ranges.empty() ? make_float_trunk(model.config, Convs(model), isa)
+                                   : make_int8_trunk(model, Convs(model), isa),
+              model.ranges.empty() || !isa.empty() ? isa : floats_beside_int8()) {}
 
-Weights::Weights(const Model& model, const Convs& convs, const std::string& isa)
+Weights::Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
+                 const std::string& isa)
     : config(model.config),
       kernels(find_kernels(isa)),
-      last(convs.matrix("classifier.conv", isa)),
-      trunk(model.ranges.empty() ? make_float_trunk(config, convs, isa)
-                                 : make_int8_trunk(model, convs, isa)),
+      trunk(std::move(trunk)),
       stem_(convs.matrix("learning_to_downsample.conv", isa)),
       down_{{convs.taps("learning_to_downsample.dsconv1.depthwise", isa),
              convs.matrix("learning_to_downsample.dsconv1.pointwise", isa)},
@@ -95,7 +104,7 @@ Weights::Weights(const Model& model, const Convs& convs, const std::string& isa)
 }
 
 int64_t Weights::learning_to_downsample(const uint8_t* frame, const float* x, int batch, int h,
-                                        int w, float* y, Call call) const {
+                                        int w, void* y, Call call) const {
     StemParams stem{};
     stem.frame = frame, stem.x = x;
     for (int i = 0; i < 3; ++i) {
@@ -106,16 +115,18 @@ int64_t Weights::learning_to_downsample(const uint8_t* frame, const float* x, in
     stem.batch = batch, stem.h = h, stem.w = w, stem.top = rows.before, stem.left = cols.before;
     stem.out_h = rows.out, stem.out_w = cols.out;
     stem.weight = stem_.view(), stem.act = kReluActivation;
+    const Quantizer* to_bytes = trunk->bytes();
     return kernels.learning_to_downsample(
         {stem, down_[0].taps.view(), down_[0].weight.view(), down_[1].taps.view(),
          down_[1].weight.view(), config.dsconv_relu ? kReluActivation : kNoActivation,
-         kReluActivation, y, call.pool, call.threads, call.scratch});
+         kReluActivation, static_cast<float*>(y), call.pool, call.threads, call.scratch,
+         to_bytes ? *to_bytes : Quantizer{}, static_cast<uint8_t*>(y)});
 }
 
 int64_t Weights::pyramid_pool(Map x, const std::vector<Axis>& rows, const std::vector<Axis>& cols,
                               float* y, Call call) const {
     PyramidPoolParams p{};
-    p.x = x.data, p.batch = x.batch, p.h = x.h, p.w = x.w, p.channels = 128;
+    p.x = x.floats(), p.batch = x.batch, p.h = x.h, p.w = x.w, p.channels = 128;
     p.branches = kBranches;
     for (int i = 0; i < kBranches; ++i) {
         p.bins[i] = kBins[i], p.branch[i] = branches_[i].view();
@@ -129,7 +140,7 @@ int64_t Weights::pyramid_pool(Map x, const std::vector<Axis>& rows, const std::v
 }
 
 int64_t Weights::dense(Map x, float* y, Call call) const {
-    return kernels.pointwise_conv({x.data, nullptr, int64_t(x.batch) * x.h * x.w, dense_->view(),
+    return kernels.pointwise_conv({x.floats(), nullptr, int64_t(x.batch) * x.h * x.w, dense_->view(),
                                    kNoActivation, y, call.pool, call.threads, call.scratch});
 }
 

@@ -17,10 +17,13 @@ struct Call {
     float* scratch;
 };
 
-// A float map [batch, h, w, channels].
+// A map [batch, h, w, channels] of floats or of bytes.
 struct Map {
-    float* data;
+    void* data;
     int batch, h, w;
+
+    float* floats() const { return static_cast<float*>(data); }
+    uint8_t* bytes() const { return static_cast<uint8_t*>(data); }
 };
 
 AxisView view(const Axis& axis);
@@ -40,20 +43,19 @@ class Convs {
     std::map<std::string, std::pair<const ConvShape*, const Conv*>> convs_;
 };
 
-// The blocks behind learning to downsample, in float32 or in int8 between float maps.
+// The blocks behind learning to downsample, in float32 or in int8.
 class Trunk {
   public:
     virtual ~Trunk() = default;
     // Block i of nine.
     virtual int64_t bottleneck(int i, Map x, float* y, Call call) const = 0;
-    // Both maps to y; behind a dense first convolution, only its ReLU is left of it.
-    virtual int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols, float* y,
-                           Call call) const = 0;
-    // Both DSConvs and the 1x1 `last`, from x to scores y; `between` is a map like x, or null where
-    // none is needed.
-    virtual int64_t classifier(Map x, float* between, const PackedMatrix& last, float* y,
-                               Call call) const = 0;
-    virtual bool needs_between() const = 0;
+    // Both maps to one; behind a dense first convolution, only its ReLU is left of it.
+    virtual int64_t fusion(Map high, const float* low, const Axis& rows, const Axis& cols,
+                           void* fused, Call call) const = 0;
+    // Both DSConvs and the 1x1 to class scores.
+    virtual int64_t classifier(Map fused, float* scores, Call call) const = 0;
+    // Of the map of learning to downsample, where it and that of the fusion are bytes; else null.
+    virtual const Quantizer* bytes() const = 0;
 };
 
 std::unique_ptr<Trunk> make_float_trunk(const NetworkConfig& config, const Convs& convs,
@@ -69,7 +71,7 @@ class Weights {
 
     // From a frame (uint8, contiguous RGB) or, where it is null, normalised floats.
     int64_t learning_to_downsample(const uint8_t* frame, const float* x, int batch, int h, int w,
-                                   float* y, Call call) const;
+                                   void* y, Call call) const;
     int64_t pyramid_pool(Map x, const std::vector<Axis>& rows, const std::vector<Axis>& cols,
                          float* y, Call call) const;
     // The dense first convolution of the fusion, which commutes with the sampling.
@@ -77,11 +79,11 @@ class Weights {
 
     const NetworkConfig config;
     const Kernels& kernels;
-    const PackedMatrix last;
     const std::unique_ptr<Trunk> trunk;
 
   private:
-    Weights(const Model& model, const Convs& convs, const std::string& isa);
+    Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
+            const std::string& isa);
 
     struct Dsconv {
         PackedTaps taps;

@@ -26,16 +26,6 @@ struct ArgmaxHeadLayout {
     static_assert(kRows + kColumns <= kThreads);
 };
 
-// Where target pixel `i` samples an axis: floor and the weight of its right neighbour, exact up to
-// one rounding because position and step are fractions of integers.
-__device__ __forceinline__ float2 axis_sample(int i, int in, int out, bool align_corners) {
-    const int step = align_corners ? max(out - 1, 1) : 2 * out;
-    const int at = align_corners ? (out > 1 ? i * (in - 1) : 0) : max((2 * i + 1) * in - out, 0);
-    const int low = min(at / step, in - 1);
-    const float rest = static_cast<float>(at - low * step);
-    return {static_cast<float>(low), rest / static_cast<float>(step)};
-}
-
 template <class T>
 __device__ __forceinline__ float load_score(const uint16_t* p) {
     return unpack<T>(load_global<uint16_t>(p)).x;

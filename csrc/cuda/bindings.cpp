@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "device.h"
 #include "kernels.h"
@@ -108,6 +109,42 @@ void cuda_learning_to_downsample(const std::string& dtype, Address source, bool 
     check(learning_to_downsample(type(dtype), p, stream_of(handle)));
 }
 
+// `weights`: branch, branch_bias, join, join_bias of the Params.
+void cuda_pyramid_pool(const std::string& dtype, Address x, std::array<Address, 4> weights,
+                       Address y, Address sums, std::array<int, 3> size,
+                       std::array<int, 4> channels, int kernel, const std::vector<int>& bins,
+                       bool align_corners, Address handle) {
+    PyramidPoolParams p{};
+    p.x = pointer(x), p.y = pointer(y), p.sums = pointer<float>(sums);
+    p.branch = pointer(weights[0]), p.branch_bias = pointer<float>(weights[1]);
+    p.join = pointer(weights[2]), p.join_bias = pointer<float>(weights[3]);
+    p.n = size[0], p.h = size[1], p.w = size[2];
+    p.c = channels[0], p.width = channels[1], p.o = channels[2], p.o_stride = channels[3];
+    p.kernel = kernel, p.align_corners = align_corners;
+    for (int b : bins) {
+        if (p.branches == kMaxBranches)
+            throw std::invalid_argument("pyramid_pool: more than 4 branches");
+        p.bins[p.branches++] = b;
+    }
+    check(pyramid_pool(type(dtype), p, stream_of(handle)));
+}
+
+// `weights`: depthwise, depthwise_bias, low_weight, high_weight, bias of the Params.
+void cuda_feature_fusion(const std::string& dtype, Address high, Address low,
+                         std::array<Address, 5> weights, Address y, std::array<int, 5> size,
+                         std::array<int, 4> channels, int dilation, bool align_corners,
+                         Address handle) {
+    FeatureFusionParams p{};
+    p.high = pointer(high), p.low = pointer(low), p.y = pointer(y);
+    p.depthwise = pointer(weights[0]), p.depthwise_bias = pointer<float>(weights[1]);
+    p.low_weight = pointer(weights[2]), p.high_weight = pointer(weights[3]);
+    p.bias = pointer<float>(weights[4]);
+    p.n = size[0], p.h = size[1], p.w = size[2], p.lh = size[3], p.lw = size[4];
+    p.ch = channels[0], p.cl = channels[1], p.o = channels[2], p.o_stride = channels[3];
+    p.dilation = dilation, p.align_corners = align_corners;
+    check(feature_fusion(type(dtype), p, stream_of(handle)));
+}
+
 }  // namespace
 
 void bind_cuda(pybind11::module_& m) {
@@ -117,6 +154,8 @@ void bind_cuda(pybind11::module_& m) {
     m.def("cuda_inverted_residual_workspace", &cuda_inverted_residual_workspace);
     m.def("cuda_inverted_residual", &cuda_inverted_residual);
     m.def("cuda_learning_to_downsample", &cuda_learning_to_downsample);
+    m.def("cuda_pyramid_pool", &cuda_pyramid_pool);
+    m.def("cuda_feature_fusion", &cuda_feature_fusion);
 }
 
 }  // namespace fastscnn

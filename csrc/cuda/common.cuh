@@ -50,6 +50,33 @@ __device__ __forceinline__ void multiply_tiles(float (&acc)[kM][kN][4], const ui
     }
 }
 
+// The same with B in global memory, packed in the order of its fragments: for each 16 of K and each
+// 16 columns a 16-byte word per lane. `a` are this lane's rows (and its half of 16 of K), `b` its
+// first word; `b_step` words lie between steps. What a block multiplies once needs no copy in
+// shared memory; warps that share columns share the lines of L1.
+template <class T, int kM, int kN>
+__device__ __forceinline__ void multiply_fragments(float (&acc)[kM][kN][4],
+                                                   const uint16_t* const (&a)[kM], const uint4* b,
+                                                   int b_step, int steps) {
+    static_assert(kN % 2 == 0, "a word holds two tiles of 8 columns");
+#pragma unroll (kM * kN < 16 ? 2 : 1)  // as registers allow
+    for (int k = 0; k < steps; ++k, b += b_step) {
+        uint4 right[kN / 2];
+#pragma unroll
+        for (int j = 0; j < kN / 2; ++j) right[j] = load_global<uint4>(b + j * kWarpSize);
+#pragma unroll
+        for (int i = 0; i < kM; ++i) {
+            uint32_t left[4];
+            load_matrix(left, a[i] + k * 16);
+#pragma unroll
+            for (int j = 0; j < kN / 2; ++j) {
+                multiply_add<T>(acc[i][2 * j], left, right[j].x, right[j].y);
+                multiply_add<T>(acc[i][2 * j + 1], left, right[j].z, right[j].w);
+            }
+        }
+    }
+}
+
 template <int kM, int kN>
 __device__ __forceinline__ void set_zero(float (&acc)[kM][kN][4]) {
 #pragma unroll
@@ -135,6 +162,16 @@ template <class T>
 __device__ __forceinline__ uint2 pack4(const float (&v)[4], Bounds b) {
     return make_uint2(pack<T>(clamp(v[0], b), clamp(v[1], b)),
                       pack<T>(clamp(v[2], b), clamp(v[3], b)));
+}
+
+// Where target pixel `i` samples an axis: floor and the weight of its right neighbour, exact up to
+// one rounding because position and step are fractions of integers.
+__device__ __forceinline__ float2 axis_sample(int i, int in, int out, bool align_corners) {
+    const int step = align_corners ? max(out - 1, 1) : 2 * out;
+    const int at = align_corners ? (out > 1 ? i * (in - 1) : 0) : max((2 * i + 1) * in - out, 0);
+    const int low = min(at / step, in - 1);
+    const float rest = static_cast<float>(at - low * step);
+    return {static_cast<float>(low), rest / static_cast<float>(step)};
 }
 
 }  // namespace fastscnn

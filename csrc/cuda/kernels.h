@@ -71,6 +71,45 @@ struct InvertedResidualPlan {
 InvertedResidualPlan plan_inverted_residual(const InvertedResidualParams& p);
 std::string inverted_residual(Type type, InvertedResidualParams p, Stream stream);
 
+constexpr int kMaxBranches = 4, kMaxSegments = 16;
+
+struct PyramidPoolParams {
+    const uint16_t* x;         // [n][h][w][c]
+    const uint16_t* branch;    // fragments: [branches][round_up(c, 16) / 16][width / 16][32][8]
+    const float* branch_bias;  // [branches][width], width up to a multiple of 16 here and above
+    const uint16_t* join;      // fragments: [kernel^2][inputs / 16][o_stride / 16][32][8]; inputs:
+                               // x's and each branch's, each up to a multiple of 16
+    const float* join_bias;    // [o_stride]
+    uint16_t* y;               // [n][h][w][o]
+    float* sums;               // [n][h][sum of bins][c]
+    int n, h, w;
+    int c, width, o;           // channels in (a multiple of 8), of a branch, out (of 8)
+    int o_stride;              // o up to a multiple of 64
+    int kernel;                // of the join: 1 or 3
+    int branches;              // at most kMaxBranches
+    int bins[kMaxBranches];    // grid of each branch; at most kMaxSegments in all
+    int align_corners;         // 0 or 1
+    int segments, cells;       // sums of the bins and of their squares: set by the launcher
+};
+std::string pyramid_pool(Type type, PyramidPoolParams p, Stream stream);
+
+struct FeatureFusionParams {
+    const uint16_t* high;         // [n][h][w][ch]
+    const uint16_t* low;          // [n][lh][lw][cl]
+    const uint16_t* depthwise;    // [9][round_up(cl, 64)], taps by row; null: none
+    const float* depthwise_bias;  // [round_up(cl, 64)]
+    const uint16_t* low_weight;   // fragments: [round_up(cl, 64) / 16][o_stride / 16][32][8]
+    const uint16_t* high_weight;  // fragments: [round_up(ch, 64) / 16][o_stride / 16][32][8]
+    const float* bias;            // [o_stride]: of both
+    uint16_t* y;                  // [n][h][w][o]
+    int n, h, w, lh, lw;
+    int ch, cl, o;                // multiples of 8
+    int o_stride;                 // o up to a multiple of 128
+    int dilation;                 // 0 without a depthwise convolution
+    int align_corners;            // 0 or 1
+};
+std::string feature_fusion(Type type, FeatureFusionParams p, Stream stream);
+
 struct LearningToDownsampleParams {
     const uint8_t* frame;          // [n][h][w][3], or null
     const float* x;                // without a frame: normalised [n][3][h][w] by x_strides

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastscnn.benchmark.provider import Agreement, Provider, Unavailable, agreement, use_threads
+from fastscnn.benchmark.provider import (
+    Agreement,
+    Case,
+    Provider,
+    Unavailable,
+    agreement,
+    use_threads,
+)
 from fastscnn.benchmark.timing import alternate, quantiles
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
@@ -40,14 +46,13 @@ class Row:
 
 def compare(
     model: FastSCNN,
-    frame: Tensor,
+    case: Case,
     providers: Iterable[Provider],
-    threads: int,
     rounds: int,
     *,
     tick: Callable[[str], None] = lambda name: None,
 ) -> list[Row]:
-    """A row per provider, all measured in turns on a uint8 frame 1 x H x W x 3.
+    """A row per provider, all measured in turns.
 
     `model` is float32 on the CPU, not fused. A provider whose labels cannot be the reference's has
     no speed: it is skipped, and says so. `tick` is told what happens next.
@@ -58,27 +63,27 @@ def compare(
     names = []
     with torch.inference_mode():
         tick("reference")
-        logits = model(reference.normalize(frame, model.config.mean, model.config.std))
+        logits = model(reference.normalize(case.frame, model.config.mean, model.config.std))
         for p in providers:
             names.append(p.name)
             tick(p.name)
             forget_peak()
             before = peak()
             try:
-                call = p.build(model, frame, threads)
+                call = p.build(model, case)
                 labels = call()
             except Unavailable as reason:
                 skipped[p.name] = str(reason)
                 continue
             grown = None if before is None else (peak() or before) - before
-            judged = agreement(labels, logits, p.exact)
-            if judged.wrong(p.exact):
+            judged = agreement(labels, logits, p.near)
+            if judged.near < p.share:
                 skipped[p.name] = f"wrong labels: {judged.near:.3%} are near the best"
                 continue
             calls[p.name], found[p.name] = call, (grown, judged)
         del logits
-        use_threads(threads)
-        seconds = alternate(calls, rounds, threads, untimed=1, tick=lambda: tick("timing"))
+        use_threads(case.threads)
+        seconds = alternate(calls, rounds, case.threads, untimed=1, tick=lambda: tick("timing"))
     return [
         Row(name, seconds[name], *found[name])
         if name in calls

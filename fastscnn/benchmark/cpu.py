@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastscnn.benchmark import peers
-from fastscnn.benchmark.provider import Labeller, Provider, Unavailable, use_threads
+from fastscnn.benchmark.provider import Case, Labeller, Provider, Unavailable, use_threads
 from fastscnn.inference.cpu_runtime import CpuRuntime
 from fastscnn.inference.fold import fold
 from fastscnn.network.model import FastSCNN
@@ -32,47 +32,47 @@ class Labels(nn.Module):
         return self.model(x).max(1)[1].to(torch.uint8)
 
 
-def eager(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+def eager(model: FastSCNN, case: Case) -> Labeller:
     """PyTorch as a user first runs it: NCHW, `argmax`."""
     config = model.config
 
     def run() -> Tensor:
-        use_threads(threads)
-        x = reference.normalize(frame, config.mean, config.std).contiguous()
+        use_threads(case.threads)
+        x = reference.normalize(case.frame, config.mean, config.std).contiguous()
         return model(x).argmax(1).to(torch.uint8)
 
     return run
 
 
-def channels_last(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+def channels_last(model: FastSCNN, case: Case) -> Labeller:
     """PyTorch by a careful user: weights and activations in channels_last, `max` for `argmax`."""
     layout: Any = {"memory_format": torch.channels_last}  # which torch's stubs do not know
     module = Labels(copy.deepcopy(model).to(**layout))
 
     def run() -> Tensor:
-        use_threads(threads)
-        labels: Tensor = module(frame)
+        use_threads(case.threads)
+        labels: Tensor = module(case.frame)
         return labels
 
     return run
 
 
-def compiled(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+def compiled(model: FastSCNN, case: Case) -> Labeller:
     """torch.compile with frozen weights."""
-    use_threads(threads)
+    use_threads(case.threads)
     torch._dynamo.reset()
     module = torch.compile(Labels(model), options={"freezing": True}, dynamic=False)
 
     def run() -> Tensor:
-        use_threads(threads)
-        labels: Tensor = module(frame)
+        use_threads(case.threads)
+        labels: Tensor = module(case.frame)
         return labels
 
     return run
 
 
-def ours(model: FastSCNN, frame: Tensor, threads: int, *, kind: str = "float32") -> Labeller:
-    """This project's C++ runtime; in int8 it is calibrated on the frame itself, as the peers."""
+def ours(model: FastSCNN, case: Case, *, kind: str = "float32") -> Labeller:
+    """This project's C++ runtime; in int8 it is calibrated on the same frames as the peers."""
     options: dict[str, Any] = {}
     if kind == "bfloat16":
         options["isa"] = pack.bf16_instruction_set()
@@ -81,9 +81,10 @@ def ours(model: FastSCNN, frame: Tensor, threads: int, *, kind: str = "float32")
     if kind == "int8":
         if not int8.pays():
             raise Unavailable("this CPU has no AVX-512: int8 checkpoints run in float32")
-        options["ranges"] = calibrate(model, frame, size=(frame.shape[1], frame.shape[2]))
+        others = case.calibration()
+        options["ranges"] = calibrate(model, others, size=(others.shape[1], others.shape[2]))
     runtime = CpuRuntime(fold(model), model.config, model.num_classes, **options)
-    return lambda: runtime.labels(frame, threads=threads)
+    return lambda: runtime.labels(case.frame, threads=case.threads)
 
 
 _HEAD: dict[str, Any] = {"head": True}

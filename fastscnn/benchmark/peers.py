@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastscnn.benchmark.provider import Labeller, Unavailable, need, use_threads
+from fastscnn.benchmark.provider import Case, Labeller, Unavailable, need, use_threads
 from fastscnn.inference.fold import fold
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
@@ -38,45 +38,43 @@ def graph(model: FastSCNN, frame: Tensor, output: Any) -> Any:
     )
 
 
-def finished(run: Run, model: FastSCNN, frame: Tensor, threads: int, head: bool) -> Labeller:
+def finished(run: Run, model: FastSCNN, case: Case, head: bool) -> Labeller:
     """What `run` gives as labels: it gives those, or, before our head, scores."""
-    size, align = (frame.shape[1], frame.shape[2]), model.config.head_align_corners
+    size, align = (case.frame.shape[1], case.frame.shape[2]), model.config.head_align_corners
 
     def labels() -> Tensor:
         out = torch.from_numpy(run())
         if not head:
             return out
-        how: Any = {"align_corners": align, "confidence": False, "threads": threads}
+        how: Any = {"align_corners": align, "confidence": False, "threads": case.threads}
         return cpu.argmax_head(out, size, **how)[0]
 
     return labels
 
 
-def onnxruntime(
-    model: FastSCNN, frame: Tensor, threads: int, *, head: bool = False, int8: bool = False
-) -> Labeller:
+def onnxruntime(model: FastSCNN, case: Case, *, head: bool = False, int8: bool = False) -> Labeller:
     """ONNX Runtime with all graph optimisations.
 
-    int8 is its own static quantisation (QDQ), calibrated on the frame: unsigned maps, signed
+    int8 is its own static quantisation (QDQ), calibrated on other frames: unsigned maps, signed
     weights per channel, every kind of node that it knows. At 512x1024 on one thread that took 45
     ms; convolutions and additions alone, or its older format QOperator, 50 to 51; signed maps 66.
     """
     ort = need("onnxruntime")
-    made = graph(model, frame, "scores" if head else "labels")
-    data = _quantized(made, frame) if int8 else made.SerializeToString()
+    made = graph(model, case.frame, "scores" if head else "labels")
+    data = _quantized(made, case.calibration()) if int8 else made.SerializeToString()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = case.threads
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    inputs = {"frame": frame.numpy()}
-    return finished(lambda: session.run(None, inputs)[0], model, frame, threads, head)
+    inputs = {"frame": case.frame.numpy()}
+    return finished(lambda: session.run(None, inputs)[0], model, case, head)
 
 
-def _quantized(made: Any, frame: Tensor) -> bytes:
+def _quantized(made: Any, frames: Tensor) -> bytes:
     from onnxruntime import quantization as q
 
     class Frames(q.CalibrationDataReader):
         def __init__(self) -> None:
-            self._frames: Iterator[Any] = iter([{"frame": frame.numpy()}])
+            self._frames: Iterator[Any] = iter([{"frame": f.numpy()} for f in frames.split(1)])
 
         def get_next(self) -> Any:
             return next(self._frames, None)
@@ -98,54 +96,53 @@ def _quantized(made: Any, frame: Tensor) -> bytes:
         return target.read_bytes()
 
 
-def openvino(
-    model: FastSCNN, frame: Tensor, threads: int, *, head: bool = False, int8: bool = False
-) -> Labeller:
+def openvino(model: FastSCNN, case: Case, *, head: bool = False, int8: bool = False) -> Labeller:
     """OpenVINO, for latency; float32, or int8 from NNCF's post-training quantisation with its
-    mixed preset, calibrated on the frame."""
+    mixed preset, calibrated on other frames."""
     ov = need("openvino")
     core, output = ov.Core(), "scores" if head else "labels"
-    made = core.read_model(graph(model, frame, output).SerializeToString())
+    made = core.read_model(graph(model, case.frame, output).SerializeToString())
     if int8:
         nncf = need("nncf")
-        data = nncf.Dataset([{"frame": frame.numpy()}])
+        frames = case.calibration()
+        data = nncf.Dataset([{"frame": f.numpy()} for f in frames.split(1)])
         made = nncf.quantize(
             made,
             data,
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=1,
+            subset_size=len(frames),
             fast_bias_correction=True,
         )
     settings = {
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": case.threads,
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = core.compile_model(made, "CPU", settings).create_infer_request()
-    inputs = {"frame": frame.numpy()}
-    return finished(lambda: request.infer(inputs)[output].copy(), model, frame, threads, head)
+    inputs = {"frame": case.frame.numpy()}
+    return finished(lambda: request.infer(inputs)[output].copy(), model, case, head)
 
 
-def ncnn(model: FastSCNN, frame: Tensor, threads: int) -> Labeller:
+def ncnn(model: FastSCNN, case: Case) -> Labeller:
     """ncnn, float32, of the trace that its own converter pnnx turns into a network, on pixels that
     ncnn itself normalises. It samples up to full-size logits; the arg-max is torch's `max`, which
     is faster than its `argmax`."""
     runtime, converter = need("ncnn"), need("pnnx")
     config = model.config
-    x = reference.normalize(frame, config.mean, config.std).contiguous()
+    x = reference.normalize(case.frame, config.mean, config.std).contiguous()
     net = runtime.Net()
-    net.opt.num_threads = threads
+    net.opt.num_threads = case.threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     with tempfile.TemporaryDirectory() as folder:
         converter.export(model, f"{folder}/net.pt", inputs=x, check_trace=False, fp16=False)
         if net.load_param(f"{folder}/net.ncnn.param") or net.load_model(f"{folder}/net.ncnn.bin"):
             raise Unavailable("ncnn does not load what pnnx wrote")
     mean, scale = [255 * m for m in config.mean], [1 / (255 * s) for s in config.std]
-    kind, (_, h, w, _) = runtime.Mat.PixelType.PIXEL_RGB, frame.shape
+    kind, (_, h, w, _) = runtime.Mat.PixelType.PIXEL_RGB, case.frame.shape
 
     def run() -> Tensor:
-        use_threads(threads)
-        pixels = runtime.Mat.from_pixels(frame[0].numpy(), kind, w, h)
+        use_threads(case.threads)
+        pixels = runtime.Mat.from_pixels(case.frame[0].numpy(), kind, w, h)
         pixels.substract_mean_normalize(mean, scale)
         extractor = net.create_extractor()
         extractor.input("in0", pixels)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from fastscnn.network.blocks import resize
+from fastscnn.inference.fold import fold
+from fastscnn.network.blocks import ConvBN, resize
 from fastscnn.network.model import FastSCNN
-from fastscnn.network.segment import Size
+from fastscnn.network.segment import MIN_SIZE, Size
 
-#: A least height and width: torch lets no map become 1 wide that was wider in the example.
-MIN_SIDE = 35
 EXAMPLE = (2, 64, 96)
 
 
@@ -38,7 +38,7 @@ class Exportable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input == "frame":
-            x = x.permute(0, 3, 1, 2)
+            x = x.permute(0, 3, 1, 2).contiguous()  # or torch asks whether a side is 1
         out = (x.shape[2], x.shape[3])
         if self.side is not None:
             x = resize(x, self._working_size(*out), align_corners=False)
@@ -65,7 +65,7 @@ class Exportable(nn.Module):
 def build_program(
     model: FastSCNN, *, input: str, output: str, size: Size | None, working_side: int | None
 ) -> ExportedProgram:
-    """A program of ATen operations; `size` fixes the frame's, or else it is free from 35 on.
+    """A program of ATen operations, batch norm folded; `size` fixes the frame's (default: free).
 
     With a working size torch takes a minute to prove what holds for all sizes.
     """
@@ -75,14 +75,29 @@ def build_program(
     free: dict[int, Any] = {0: Dim("batch")}
     if size is None:
         first = 1 if frame else 2
-        free |= {first: Dim("height", min=MIN_SIDE), first + 1: Dim("width", min=MIN_SIDE)}
-    net = Exportable(model, input, output, working_side).eval()
-    with torch.no_grad():
+        free |= {first: Dim("height", min=MIN_SIZE), first + 1: Dim("width", min=MIN_SIZE)}
+    net = Exportable(_folded(model), input, output, working_side).eval()
+    # A map of 32 pixels ends 1 wide: torch takes that for another program unless told not to.
+    patched = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), patched:
         example = torch.zeros(shape, dtype=dtype)
         program = torch.export.export(net, (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     return program
+
+
+def _folded(model: FastSCNN) -> FastSCNN:
+    """The same network without batch norm and auxiliary heads."""
+    with torch.device("meta"):
+        net = FastSCNN(model.num_classes, config=model.config)
+    for name, conv in fold(model).items():
+        block = net.get_submodule(name)
+        if isinstance(block, ConvBN):
+            block.bn = None
+        layer = block.conv if isinstance(block, ConvBN) else block
+        layer.weight, layer.bias = (nn.Parameter(t, requires_grad=False) for t in conv)
+    return net
 
 
 def load_program(path: Path) -> tuple[ExportedProgram, dict[str, Any]]:

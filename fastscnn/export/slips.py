@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastscnn.export.compare import Reference, Seen, judge
 from fastscnn.export.subject import Subject
-from fastscnn.network.blocks import ConvBN
+from fastscnn.network.blocks import Bottleneck, ConvBN, activate
 from fastscnn.network.config import IMAGENET_MEAN, IMAGENET_STD
 from fastscnn.network.model import FastSCNN
 
@@ -26,8 +26,8 @@ BEAM = 4
 class Slip:
     """One way to compute something else with the same weights.
 
-    `config` are changed fields, `activations` those of convolutions by module name; `prepare`
-    replaces the way from frames to the network's input.
+    `config` are changed fields, `activations` those of convolutions and sums by module name;
+    `prepare` replaces the way from frames to the network's input.
     """
 
     kind: str
@@ -75,7 +75,11 @@ def _with(net: FastSCNN, slips: Sequence[Slip]) -> Reference:
     other.load_state_dict(net.state_dict(), assign=True)
     for slip in slips:
         for name, activation in slip.activations.items():
-            other.get_submodule(name).activation = activation  # type: ignore[assignment]
+            module = other.get_submodule(name)
+            if isinstance(module, Bottleneck):  # which has none after its sum
+                module.register_forward_hook(lambda _, __, y, f=activation: activate(y, f))
+            else:
+                module.activation = activation  # type: ignore[assignment]
     return Reference(other, prepare)
 
 
@@ -108,6 +112,10 @@ def _slips(subject: Subject, net: FastSCNN) -> Iterator[Slip]:
             missing = block.activation != "none"
             text = f"{'missing' if missing else 'one too many'} after {name}"
             yield Slip("ReLU", text, activations={name: "none" if missing else "relu"})
+        elif isinstance(block, Bottleneck) and block.residual:
+            yield Slip("ReLU", f"one too many after the sum of {name}", activations={name: "relu"})
+    fusion = "feature_fusion"
+    yield Slip("ReLU", f"missing after the sum of {fusion}", activations={fusion: "none"})
 
 
 def _input_slips(subject: Subject, net: FastSCNN) -> Iterator[Slip]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fastscnn.checkpoints.formats import check_readable
-from fastscnn.export.program import MIN_SIDE, load_program
+from fastscnn.export.program import load_program
 from fastscnn.load import load
 from fastscnn.network.blocks import ConvBN
 from fastscnn.network.model import FastSCNN
-from fastscnn.network.segment import MIN_SIZE, Size, working_size
+from fastscnn.network.segment import Size, working_size
 from fastscnn_kernels import extension
 
 #: A convolution's weight shape, and what comes out of it and of its batch norm.
@@ -42,7 +42,8 @@ class Subject:
     working_side: int | None
     run: Callable[[np.ndarray], np.ndarray]
     maps: Callable[[np.ndarray], list[Map]]
-    min_side: int = MIN_SIZE
+    #: It computes in 16 bits somewhere, which is held against wider bounds.
+    half: bool = False
     #: Of a checkpoint: the network itself.
     net: FastSCNN | None = None
 
@@ -148,17 +149,18 @@ def of_onnx(model: Any, name: str) -> Subject:
     except Exception as error:  # of the runtime's own kinds
         raise ValueError(f"{name} cannot be run: {str(error).splitlines()[0][:160]}") from None
     inputs, output = session.get_inputs(), session.get_outputs()[0].name
-    kind, batch, size = _input_kind(
+    inlet = _inlet(
         name,
         [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs],
     )
     feed = inputs[0].name
-    weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
+    weights = model.graph.initializer
+    shapes = {w.name: tuple(w.dims) for w in weights}
     normed = {
         n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "BatchNormalization"
     }
     convs = [
-        (weights.get(n.input[1], ()), normed.get(n.output[0], n.output[0]))
+        (shapes.get(n.input[1], ()), normed.get(n.output[0], n.output[0]))
         for n in model.graph.node
         if n.op_type == "Conv"
     ]
@@ -175,12 +177,20 @@ def of_onnx(model: Any, name: str) -> Subject:
         )
 
     def maps(x: np.ndarray) -> list[Map]:
-        values = watched().run(None, {feed: x}) if convs else []
+        values = watched().run(None, {feed: inlet.taken(x)}) if convs else []
         return [(shape, value) for (shape, _), value in zip(convs, values, strict=True)]
 
     known = {p.key: p.value for p in model.metadata_props}
     side = json.loads(known.get("working_side") or "null")
-    return Subject(kind, size, batch, side, lambda x: session.run([output], {feed: x})[0], maps)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        found: np.ndarray = session.run([output], {feed: inlet.taken(x)})[0]
+        return found
+
+    half = any(
+        w.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for w in weights
+    )
+    return Subject(inlet.kind, inlet.size, inlet.batch, side, run, maps, half=half)
 
 
 def of_program(program: Any, side: int | None, name: str) -> Subject:
@@ -195,20 +205,20 @@ def of_program(program: Any, side: int | None, name: str) -> Subject:
         )
         for n in placeholders
     ]
-    kind, batch, size = _input_kind(name, shapes)
+    inlet = _inlet(name, shapes)
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return module(torch.from_numpy(x)).numpy()
+            return module(torch.from_numpy(inlet.taken(x))).numpy()
 
     def maps(x: np.ndarray) -> list[Map]:
         watcher = _Watcher(module)
         with torch.no_grad():
-            watcher.run(torch.from_numpy(x))
+            watcher.run(torch.from_numpy(inlet.taken(x)))
         return watcher.found
 
-    least = MIN_SIDE if size is None else MIN_SIZE
-    return Subject(kind, size, batch, side, run, maps, min_side=least)
+    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in program.state_dict.values())
+    return Subject(inlet.kind, inlet.size, inlet.batch, side, run, maps, half=half)
 
 
 class _Watcher(torch.fx.Interpreter):
@@ -230,23 +240,42 @@ class _Watcher(torch.fx.Interpreter):
         return value
 
 
-def _input_kind(
-    name: str, inputs: list[tuple[str, str, list[Any]]]
-) -> tuple[str, int | None, Size | None]:
-    """frame or tensor, the fixed batch and the fixed size of a graph's one input.
+@dataclass(frozen=True)
+class _Inlet:
+    """A graph's one input: "frame" or "tensor", what it is fixed to, and how it lies."""
 
-    `inputs` are names, types and shapes, in which only whole numbers are fixed.
-    """
+    kind: str
+    batch: int | None
+    size: Size | None
+    dtype: type[np.generic] = np.uint8
+    channels_last: bool = False
+
+    def taken(self, x: np.ndarray) -> np.ndarray:
+        """A frame, or a tensor N x 3 x H x W of float32, as the graph takes it."""
+        if self.kind == "tensor" and self.channels_last:
+            x = x.transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(x, self.dtype)
+
+
+def _inlet(name: str, inputs: list[tuple[str, str, list[Any]]]) -> _Inlet:
+    """`inputs` are names, types and shapes, in which only whole numbers are fixed."""
+    floats: dict[str, type[np.generic]] = {
+        **dict.fromkeys(("tensor(float)", "float32"), np.float32),
+        **dict.fromkeys(("tensor(float16)", "float16"), np.float16),
+    }
     if len(inputs) == 1 and len(inputs[0][2]) == 4:
         _, dtype, shape = inputs[0]
         n, a, b, c = (d if isinstance(d, int) else None for d in shape)
         if dtype in ("tensor(uint8)", "uint8") and c in (3, None):
-            return "frame", n, _fixed(name, a, b)
-        if dtype in ("tensor(float)", "float32") and a in (3, None):
-            return "tensor", n, _fixed(name, b, c)
+            return _Inlet("frame", n, _fixed(name, a, b))
+        if dtype in floats and a in (3, None) and (a, c) != (None, 3):
+            return _Inlet("tensor", n, _fixed(name, b, c), floats[dtype])
+        if dtype in floats and c == 3:
+            return _Inlet("tensor", n, _fixed(name, a, b), floats[dtype], channels_last=True)
     told = ", ".join(f"{n} {d} {s}" for n, d, s in inputs)
     raise ValueError(
-        f"{name} takes {told}: expected one input, uint8 N x H x W x 3 or float32 N x 3 x H x W"
+        f"{name} takes {told}: expected one input, uint8 N x H x W x 3, or float32 or float16 "
+        "N x 3 x H x W or N x H x W x 3"
     )
 
 

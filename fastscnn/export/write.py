@@ -14,7 +14,7 @@ import torch
 from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.export.compare import ExportError, Reference, Row, judge, look, pictures
 from fastscnn.export.fscnn import export_fscnn
-from fastscnn.export.program import MIN_SIDE, build_program
+from fastscnn.export.program import build_program
 from fastscnn.export.subject import Subject, need, of_onnx, of_program
 from fastscnn.inference.fold import fold
 from fastscnn.info import __version__
@@ -116,8 +116,6 @@ def _onnx(
 def _program(
     model: FastSCNN, path: Path, options: Options, side: int | None, metadata: dict[str, Any]
 ) -> tuple[Subject, Any]:
-    if options.size is not None and min(options.size) < MIN_SIDE:
-        raise ValueError(f"--size of a .pt2: expected {MIN_SIDE} or more; or export an .onnx")
     program = build_program(
         model, input=options.input, output=options.output, size=options.size, working_side=side
     )

@@ -18,6 +18,7 @@ from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn.inference.stream import overlapped
 from fastscnn.network.model import MIN_SIZE, FastSCNN
+from fastscnn.network.segment import resize_frames
 from fastscnn_kernels import composition
 from fastscnn_kernels.cpu import int8 as cpu_int8
 from fastscnn_kernels.cpu import pack as cpu_pack
@@ -42,7 +43,7 @@ class Engine:
 
     `outputs`: any of "labels" (uint8 N x H x W), "confidence" (float32 N x H x W), "probabilities"
     (float32 N x K x H x W) and "logits" (the model's dtype, N x K x H x W). `kernels` on a GPU:
-    "auto" (CUDA C++ for its blocks where the extension has code for the GPU, Triton for the rest,
+    "auto" (CUDA C++ from frame to labels where the extension has code for the GPU, Triton the rest,
     PyTorch's own operations where Triton cannot run), "triton" (alone) or "cuda" (RuntimeError
     where CUDA C++ cannot take part).
     """
@@ -104,8 +105,13 @@ class Engine:
             "total": weights + sum(graphs.values()),
         }
 
-    def __call__(self, frames: Tensor, size: Size | None = None) -> Results:
+    def __call__(
+        self, frames: Tensor, size: Size | None = None, *, working: Size | None = None
+    ) -> Results:
         """Outputs by name, at `size` (default: the frames' own).
+
+        `working` is the network's input size for uint8 frames (default: the frames' own), to which
+        they are resized on the way, on a GPU inside the graph.
 
         `frames` is uint8 RGB N x H x W x 3 or normalised float N x 3 x H x W on the engine's
         device, in any layout (a view that is not contiguous is copied). The results are the
@@ -113,8 +119,8 @@ class Engine:
         stream than the one before waits for what that stream was given until then, its reads of
         the results included.
         """
-        self._check(frames)
-        return self._graph(frames, size).run(frames)
+        self._check(frames, working)
+        return self._graph(frames, size, working).run(frames)
 
     def input(self, shape: tuple[int, ...], size: Size | None = None) -> Tensor:
         """The static input for uint8 frames of `shape`: filled in place and passed to the engine,
@@ -133,19 +139,18 @@ class Engine:
         """
         return overlapped(self, frames, size)
 
-    def _graph(self, frames: Tensor, size: Size | None) -> _Graph:
+    def _graph(self, frames: Tensor, size: Size | None, working: Size | None = None) -> _Graph:
         if self._version != self._weights.version:
             self._graphs.clear()
             self._version = self._weights.version
-        key = (tuple(frames.shape), frames.dtype, size)
+        key = (tuple(frames.shape), frames.dtype, size, working)
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
         while len(self._graphs) >= self.max_graphs:
             self._graphs.popitem(last=False)
-        compute = self._weights.runtime.outputs
         try:
-            graph = _Graph(lambda x: compute(x, self.outputs, size), frames)
+            graph = _Graph(self._compute(size, working), frames)
         except torch.OutOfMemoryError as error:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -157,7 +162,24 @@ class Engine:
         self._graphs[key] = graph
         return graph
 
-    def _check(self, frames: Tensor) -> None:
+    def _compute(self, size: Size | None, working: Size | None) -> Callable[[Tensor], Results]:
+        """From the frames to the outputs.
+
+        On a GPU with counters of its own, zeroed here, once: every pass leaves them zero.
+        """
+        runtime, names = self._weights.runtime, self.outputs
+        options = {} if self.device.type == "cpu" else {"counters": runtime.counters()}
+
+        def compute(x: Tensor) -> Results:
+            if working is None:
+                return runtime.outputs(x, names, size, **options)
+            resized = resize_frames(x, working)
+            out = size or (x.shape[1], x.shape[2])
+            return runtime.outputs(resized, names, out, **options)
+
+        return compute
+
+    def _check(self, frames: Tensor, working: Size | None = None) -> None:
         if not isinstance(frames, Tensor):
             raise TypeError(
                 f"frames is a {type(frames).__name__}: expected a torch.Tensor on {self.device}; "
@@ -181,7 +203,11 @@ class Engine:
                 f"frames has shape {tuple(frames.shape)} ({frames.dtype}): expected {expected}"
                 + ("; use frames[None] for a single one" if frames.dim() == 3 else "")
             )
-        h, w = frames.shape[1:3] if is_bytes else frames.shape[2:4]
+        if working is not None and not is_bytes:
+            raise ValueError(
+                f"working={working}: only uint8 frames are resized, got {frames.dtype}"
+            )
+        h, w = working or (frames.shape[1:3] if is_bytes else frames.shape[2:4])
         if min(h, w) < MIN_SIZE:
             raise ValueError(
                 f"frames are {h}x{w}: expected at least {MIN_SIZE}x{MIN_SIZE}; resize or pad to "

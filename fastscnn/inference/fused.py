@@ -17,7 +17,7 @@ from fastscnn.inference.fold import fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
 from fastscnn.inference.plan import Row, plan
 from fastscnn.network.model import FastSCNN, check_input
-from fastscnn.network.segment import Size, resize_frames
+from fastscnn.network.segment import Size
 from fastscnn_kernels import TRAINING_DEVICES, composition
 
 
@@ -208,7 +208,7 @@ class FusedFastSCNN(FastSCNN):
         if folded is None:
             return super()._labels(frames, size, out, threads)
         if frames.device.type == "cuda":
-            return folded.engine(self)(resize_frames(frames, size), out)["labels"].clone()
+            return folded.engine(self)(frames, out, working=size)["labels"].clone()
         labels: Tensor = folded.runtime.labels(frames, out, threads, size=size)
         return labels
 

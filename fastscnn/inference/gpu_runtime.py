@@ -110,15 +110,26 @@ class GpuRuntime:
         """float32 softmax probabilities N x num_classes x H x W."""
         return self.outputs(x, ("probabilities",), out_size)["probabilities"]
 
+    def counters(self) -> Tensor | None:
+        """What passes that follow one another may share (see `cuda.counters`), if CUDA C++ runs
+        the bottlenecks; passes that may overlap need their own."""
+        runs = any(block.implementation == "cuda" for block in self._bottlenecks)
+        return self.ops.counters(self.device) if runs else None
+
     def outputs(
-        self, x: Tensor, names: Sequence[str], out_size: Size | None = None
+        self,
+        x: Tensor,
+        names: Sequence[str],
+        out_size: Size | None = None,
+        counters: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Any of "labels", "confidence" (the float32 probability of each pixel's label),
-        "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`)."""
+        "probabilities" and "logits", from one pass; all at `out_size` (default: that of `x`).
+        `counters`: from `counters`, fresh ones by default (a launch of its own)."""
         size, align = out_size or frame_size(x), self.config.head_align_corners
         found: dict[str, Tensor] = {}
         with _on_device_of(x):
-            scores = self.scores(x)
+            scores = self.scores(x, counters)
             if "labels" in names or "confidence" in names:
                 found["labels"], found["confidence"] = self.ops.argmax_head(
                     scores, size, align_corners=align, confidence="confidence" in names
@@ -129,24 +140,22 @@ class GpuRuntime:
                 found["logits"] = reference.resize(scores, size, align)
         return {name: found[name] for name in names}
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Tensor, counters: Tensor | None = None) -> Tensor:
         """Class scores at 1/8 of the size of `x`, N x num_classes x h x w, planar."""
         with torch.no_grad(), _on_device_of(x):
             high = self._downsample.run(x)
-            low = self._pyramid.run(self._global_features(high))
+            low = self._pyramid.run(self._global_features(high, counters))
             y: Tensor = self._classifier1.run(self._fusion.run(high, low))
             scores: Tensor = self._classifier2.run(y)
             return scores
 
-    def _global_features(self, x: Tensor) -> Tensor:
-        """The bottlenecks; those in CUDA C++ share one set of counters, zeroed once per call."""
-        shared: dict[str, Tensor] = {}
+    def _global_features(self, x: Tensor, counters: Tensor | None) -> Tensor:
+        """The bottlenecks; those in CUDA C++ share one set of counters."""
+        if counters is None:
+            counters = self.counters()
         for block in self._bottlenecks:
-            if block.implementation == "cuda":
-                shared = shared or {"counters": self.ops.counters(x.device)}
-                x = block.run(x, **shared)
-            else:
-                x = block.run(x)
+            shared = {"counters": counters} if block.implementation == "cuda" else {}
+            x = block.run(x, **shared)
         return x
 
 

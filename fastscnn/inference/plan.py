@@ -15,7 +15,6 @@ from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import composition, shapes
 from fastscnn_kernels.composition import Bound, Composition
-from fastscnn_kernels.cuda import operations as cuda
 
 Size = tuple[int, int]
 
@@ -61,7 +60,8 @@ def plan(
         model = FastSCNN(num_classes, config=config).eval()
         frame = torch.empty(batch, *size, 3, dtype=torch.uint8)
     recorder = _Recorder(ops or composition.assumed(), dtype)
-    GpuRuntime(fold(model), config, num_classes, dtype, ops=recorder).labels(frame)
+    runtime = GpuRuntime(fold(model), config, num_classes, dtype, ops=recorder)
+    runtime.outputs(frame, ("labels",), counters=frame)  # zeroed once, before any frame
     return recorder.rows
 
 
@@ -87,11 +87,6 @@ class _Recorder(Composition):
             return y
 
         return Bound(by, run)
-
-    def counters(self, device: torch.device) -> Tensor:
-        self._by = "torch"
-        zeros = torch.empty(cuda.COUNTERS, dtype=torch.int32, device=device)
-        return self._note("counters", (), zeros, 0)
 
     def argmax_head(self, scores: Tensor, size: Size, **_: Any) -> tuple[Tensor, Tensor]:
         self._by = self._ops.implementation("argmax_head", scores.dtype)
@@ -191,30 +186,40 @@ class _Recorder(Composition):
         **_: Any,
     ) -> Tensor:
         n, c, h, w = x.shape
-        if self._by != "triton":
-            y = shapes.empty_map(x, join_weight.shape[0], h, w)
-            macs = _pixels(x) * join_weight.numel() + x.numel() * len(branch_weights)
-            moved = (x, *branch_weights, *branch_biases, join_weight, join_bias)
-            return self._note("pyramid_pool", moved, y, macs)
+        y = shapes.empty_map(x, join_weight.shape[0], h, w)
+        pooling, joining = x.numel() * len(branch_weights), _pixels(x) * join_weight.numel()
+        branches = (*branch_weights, *branch_biases)
+        if self._by == "torch":
+            moved = (x, *branches, join_weight, join_bias)
+            return self._note("pyramid_pool", moved, y, joining + pooling)
         sums = x.new_empty((n, h, sum(order), c), dtype=torch.float32)
-        self._note("pool_rows", (x,), sums, x.numel() * len(branch_weights))
+        self._note("pool_rows", (x,), sums, pooling)
         cells = sum(b * b for b in order)
         maps = x.new_empty((n, cells, branch_weights[0].shape[0]))
         macs = n * cells * branch_weights[0].numel()
-        self._note("pool_branches", (sums, *branch_weights, *branch_biases), maps, macs)
-        y = shapes.empty_map(x, join_weight.shape[0], h, w)
-        macs = _pixels(x) * join_weight.numel()
-        return self._note("pool_join", (x, maps, join_weight, join_bias), y, macs)
+        if self._by == "cuda":
+            moved = (x, sums, *branches, join_weight, join_bias)
+            return self._note("pool_join", moved, y, macs + joining)
+        self._note("pool_branches", (sums, *branches), maps, macs)
+        return self._note("pool_join", (x, maps, join_weight, join_bias), y, joining)
 
-    def _feature_fusion(self, high: Tensor, low: Tensor, *weights: Tensor, **_: Any) -> Tensor:
+    def _feature_fusion(
+        self, high: Tensor, low: Tensor, *weights: Tensor, dilation: int, align_corners: bool
+    ) -> Tensor:
         depthwise, low_weight, high_weight = weights[0], weights[2], weights[4]
+        (h, w), (lh, lw) = high.shape[2:], low.shape[2:]
         macs = low_weight.numel() + high_weight.numel() + 4 * low.shape[1]
+        before = 0  # on the low map
         if depthwise.shape[-1] == 1:
             low = self._pointwise_conv(low, weights[0], weights[1])
-        else:
+        elif not shapes.fusion_commutes((h, w), (lh, lw), dilation, align_corners):
             macs += 5 * depthwise.numel()  # each of nine taps is sampled from four pixels
-        y = shapes.empty_map(high, low_weight.shape[0], *high.shape[2:])
-        return self._note("feature_fusion", (high, low, *weights), y, macs * _pixels(high))
+        elif self._by == "triton":
+            low = self._depthwise_conv(low, weights[0], weights[1], stride=1)
+        else:
+            before = 9 * low.numel()
+        y = shapes.empty_map(high, low_weight.shape[0], h, w)
+        return self._note("feature_fusion", (high, low, *weights), y, before + macs * _pixels(high))
 
 
 def _pixels(x: Tensor) -> int:

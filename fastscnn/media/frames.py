@@ -72,8 +72,11 @@ def decode_image(
         raise
     except UnidentifiedImageError:
         raise UnknownFormat(f"{name}: not an image format known here") from None
-    except Image.DecompressionBombError as e:
-        raise TooManyPixels(f"{name}: {e}") from None
+    except Image.DecompressionBombError:  # at twice the size that Pillow warns of
+        most = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise TooManyPixels(
+            f"{name}: too many pixels; expected at most {most / 1e6:.0f} million: scale it down"
+        ) from None
     except (OSError, SyntaxError, ValueError) as e:
         raise ImageError(f"{name}: cannot be read as an image ({e})") from None
     return np.array(rgb), None if mode == "RGB" else f"{mode} converted to RGB"

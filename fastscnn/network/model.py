@@ -6,11 +6,10 @@ One class per box of the paper's Figure 1, built of `blocks`. Activations are N 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastscnn.network.blocks import Bottleneck, ConvBN, DSConv, pool, resize
-from fastscnn.network.config import FastSCNNConfig
+from fastscnn.network.blocks import Bottleneck, ConvBN, DSConv, activate, pool, resize
+from fastscnn.network.config import Activation, FastSCNNConfig
 from fastscnn.network.segment import MIN_SIZE, Segmenter
 
 
@@ -106,13 +105,14 @@ class FeatureFusion(nn.Module):
             self.depthwise = ConvBN(128, 128, 3, config, padding=d, dilation=d, groups=128)
         self.low = ConvBN(128, 128, 1, config, bias=bias, bn=config.ffm_bn, activation="none")
         self.high = ConvBN(64, 128, 1, config, bias=bias, bn=config.ffm_bn, activation="none")
+        self.activation: Activation = "relu"  # of the sum
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         low = resize(low, (high.shape[2], high.shape[3]), self.align_corners)
         y = self.low(self._filter(low))
         if not self.zero_skip:
             y = y + self.high(high)
-        return F.relu(y)
+        return activate(y, self.activation)
 
     def _filter(self, low: Tensor) -> Tensor:
         # torch 2.13 computes a wrong bf16 weight gradient for a dilated depthwise convolution on

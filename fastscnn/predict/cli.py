@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from fastscnn.arguments import USER_ERRORS, add_model_options, is_out_of_memory, one_line
+from fastscnn.arguments import USER_ERRORS, add_model_options, duration, is_out_of_memory, one_line
 from fastscnn.media.demo import street_scene
 from fastscnn.media.outputs import KINDS, plan_jobs, render, write_image
 from fastscnn.predict.cluster import add_cluster_option, place, segment
@@ -19,8 +19,13 @@ from fastscnn.predict.run import Run, bar
 
 def add_segment_parsers(commands: Any) -> None:
     """Adds `segment` and `demo`; their `run(args)` returns the exit code."""
-    p = commands.add_parser("segment", help="label images, folders, globs and videos")
-    p.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, glob or video")
+    p = commands.add_parser("segment", help="label images, folders, globs, videos and cameras")
+    p.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, folder, glob, video, camera (0, /dev/video0) or URL (rtsp://..., http://...)",
+    )
     p.add_argument("-o", "--out", type=place, required=True, help="folder (or file for one image)")
     for kind, text in zip(
         KINDS,
@@ -29,6 +34,14 @@ def add_segment_parsers(commands: Any) -> None:
     ):
         p.add_argument(f"--{kind}", action="store_true", help=f"write the {text}")
     p.add_argument("--force", action="store_true", help="overwrite existing files")
+    p.add_argument("--seconds", type=duration, help="of each video or camera, then stop")
+    p.add_argument(
+        "--timeout",
+        type=duration,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a camera or URL that is silent (%(default)g)",
+    )
     add_cluster_option(p)
     add_model_options(p)
     p.set_defaults(run=_segment)
@@ -51,8 +64,11 @@ def _segment(args: argparse.Namespace) -> int:
     try:
         for job in bar(jobs, "segment", len(jobs)) if len(jobs) > 1 else jobs:
             try:
-                run.video(job) if job.is_video else run.image(job)
+                trouble = run.segment(job)
                 done += 1
+                if trouble:
+                    failed += 1
+                    tqdm.write(f"fastscnn: error: {trouble}", file=sys.stderr)
             except (*USER_ERRORS, RuntimeError) as e:
                 if len(jobs) == 1 or (isinstance(e, RuntimeError) and not is_out_of_memory(e)):
                     raise

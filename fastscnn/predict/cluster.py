@@ -29,7 +29,7 @@ RETRIES = 3
 #: Stores in which a file appears at once, when it is complete; elsewhere it is renamed.
 OBJECT_STORES = ("s3", "gcs", "abfs")
 #: What the workers need to know of the command.
-OPTIONS = ("weights", "device", "threads", "size", "opacity")
+OPTIONS = ("weights", "device", "threads", "size", "opacity", "seconds", "timeout")
 
 
 def add_cluster_option(p: argparse.ArgumentParser) -> None:
@@ -67,15 +67,15 @@ class Worker:
         error = ""
         try:
             with tempfile.TemporaryDirectory() as folder:
-                self._segment(source, json.loads(targets), Path(folder))
+                error = self._segment(source, json.loads(targets), Path(folder))
         except USER_ERRORS as e:
             error = one_line(e)
         except Exception as e:  # one file's trouble is not the others'
             error = f"{source}: {type(e).__name__}: {one_line(e)}"
         return error, run.frames, run.seconds, run.counts
 
-    def _segment(self, source: str, targets: dict[str, str], folder: Path) -> None:
-        """As `segment` does; what lies in a bucket goes by way of `folder`."""
+    def _segment(self, source: str, targets: dict[str, str], folder: Path) -> str:
+        """As `Run.segment`; what lies in a bucket goes by way of `folder`."""
         here = Path(source)
         if "://" in source:
             here = folder / PurePosixPath(source).name
@@ -84,11 +84,11 @@ class Worker:
             k: folder / f"out_{PurePosixPath(t).name}" if "://" in t else Path(t)
             for k, t in targets.items()
         }
-        job = Job(here, local)
-        self.run.video(job) if job.is_video else self.run.image(job)
+        trouble = self.run.segment(Job(here, local))
         for kind, target in targets.items():
             if "://" in target:
                 _copy(str(local[kind]), target)
+        return trouble
 
 
 def segment(args: argparse.Namespace, kinds: Sequence[str]) -> int:
@@ -216,11 +216,15 @@ def _plan(inputs: Sequence[str], out: Path | str, kinds: Sequence[str]) -> list[
     if paths:
         jobs = plan_jobs(paths, Path("bucket") if isinstance(out, str) else out, kinds, force=True)
         for job in jobs:
+            if isinstance(job.source, str):
+                raise ValueError(
+                    f"{job.source}: a camera or stream is for one machine: no --cluster"
+                )
             targets = {
                 k: f"{out.rstrip('/')}/{t.name}" if isinstance(out, str) else str(t.absolute())
                 for k, t in job.targets.items()
             }
-            found.append((str(Path(job.source).absolute()), targets))
+            found.append((str(job.source.absolute()), targets))
     for uri in (uri for text in inputs if "://" in text for uri in _listed(text)):
         name = PurePosixPath(uri)
         clip = name.suffix.lower() in VIDEO_SUFFIXES

@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 from collections import Counter
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from tqdm import tqdm
 import fastscnn
 from fastscnn.classes import Classes
 from fastscnn.media.frames import read_image_noted
-from fastscnn.media.outputs import FrameFolder, Job, render, write_image
-from fastscnn.media.video import VideoReader, VideoWriter
+from fastscnn.media.live import open_video
+from fastscnn.media.outputs import Job, draw, render, write_image
 from fastscnn.media.visualize import legend
 from fastscnn.network.segment import Size
+from fastscnn.predict.clips import segment_clip
 
 
 class Run:
@@ -37,7 +40,8 @@ class Run:
         self.notes: Counter[str] = Counter()
         self.sizes: set[tuple[Size, Size]] = set()
         self.frames = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # in the network
+        self.elapsed = 0.0  # from file to file
 
     def labels(self, frame: np.ndarray) -> np.ndarray:
         """Labels of one frame, counted and timed; the first frame of a size is announced."""
@@ -59,8 +63,16 @@ class Run:
         self.frames += 1
         return labels
 
+    def segment(self, job: Job) -> str:
+        """Any input; the sentence to say where a clip broke off, or ""."""
+        if job.is_video:
+            return self.video(job)
+        self.image(job)
+        return ""
+
     def image(self, job: Job) -> None:
-        frame, note = read_image_noted(job.source)
+        start = time.perf_counter()
+        frame, note = read_image_noted(Path(job.source))
         if note:
             self.notes[note] += 1
             if self.notes[note] == 1:
@@ -68,35 +80,64 @@ class Run:
         labels = self.labels(frame)
         for kind, target in job.targets.items():
             write_image(render(kind, frame, labels, self.classes, self.args.opacity), target)
+        self.elapsed += time.perf_counter() - start
 
-    def video(self, job: Job) -> None:
-        reader = VideoReader(job.source)
-        writers: dict[str, FrameFolder | VideoWriter] = {}
-        for kind, target in job.targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            writers[kind] = (
-                FrameFolder(target) if kind == "labels" else VideoWriter(target, reader.rate)
-            )
-        done = False
+    def video(self, job: Job) -> str:
+        """A clip, or what a camera sends; the sentence to say where it broke off, or ""."""
+        args = self.args
+        start, before = time.perf_counter(), self.frames
+        ages: list[float] = []
+        reader = open_video(job.source, seconds=args.seconds, timeout=args.timeout)
+        written = segment_clip(
+            reader,
+            job.targets,
+            self.labels,
+            lambda kind, frame, labels: draw(kind, frame, labels, self.classes, args.opacity),
+            note=lambda text: tqdm.write(text, file=sys.stderr),
+        )
+        progress = bar(written, reader.name, reader.count or None)
         try:
-            for frame in bar(reader, job.source.name, reader.count or None):
-                labels = self.labels(frame)
-                for kind, writer in writers.items():
-                    writer.write(render(kind, frame, labels, self.classes, self.args.opacity))
-            done = True
+            with closing(written):  # type: ignore[type-var]
+                for age in progress:
+                    if reader.live:
+                        ages.append(age)
+                        progress.set_postfix_str(
+                            f"latency {1e3 * age:.0f} ms, {reader.dropped} dropped"
+                        )
         except KeyboardInterrupt:
-            done = True
-            print(f"{job.source}: the frames so far are kept", file=sys.stderr)
+            tqdm.write(f"{reader.name}: the frames so far are kept", file=sys.stderr)
             raise
         finally:
-            for writer in writers.values():
-                writer.close(keep=done)
+            self.elapsed += time.perf_counter() - start
+            self._report(reader, self.frames - before, ages)
+        if not reader.cut:
+            return ""
+        kept = f"the {self.frames - before} frames before are kept"
+        return f"{reader.name}: {reader.cut}; {kept if self.frames > before else 'nothing is kept'}"
+
+    def _report(self, reader: Any, frames: int, ages: list[float]) -> None:
+        """What a clip or camera had beside its frames."""
+        facts = []
+        if reader.live and ages:
+            p50, p95 = np.percentile(ages, [50, 95])
+            facts += [
+                f"{frames} frames, {reader.dropped} dropped as too late",
+                f"latency {1e3 * p50:.0f} ms, 95 % within {1e3 * p95:.0f}",
+            ]
+        if reader.reconnects:
+            facts.append(f"lost and found again {reader.reconnects} time(s)")
+        if reader.damaged:
+            facts.append(f"{reader.damaged} corrupt packet(s)")
+        if facts:
+            tqdm.write(f"{reader.name}: {'; '.join(facts)}", file=sys.stderr)
 
     def summary(self) -> str:
-        fps = self.frames / self.seconds if self.seconds else 0.0
         notes = "".join(f"{n} file(s): {note}\n" for note, n in self.notes.items() if n > 1)
         table = legend(self.counts, self.classes, color=sys.stdout.isatty())
-        return f"{notes}{table}\n{self.frames} frame(s), {fps:.1f} fps in the network"
+        rates = f"{self.frames / max(self.seconds, 1e-9):.1f} fps in the network"
+        if self.elapsed:
+            rates += f", {self.frames / self.elapsed:.1f} fps from file to file"
+        return f"{notes}{table}\n{self.frames} frame(s), {rates}"
 
 
 def bar(items: Any, name: str, total: int | None) -> Any:

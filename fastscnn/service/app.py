@@ -85,6 +85,7 @@ def create_app(workers: Workers, *, limits: Limits | None = None, opacity: float
 
     @app.post(
         "/v1/segment",
+        summary="Label a picture",
         response_class=Response,
         responses=RESPONSES,
         openapi_extra={"requestBody": REQUEST_BODY},
@@ -112,12 +113,18 @@ def create_app(workers: Workers, *, limits: Limits | None = None, opacity: float
             return Response(answer.png, media_type="image/png", headers=headers)
         return JSONResponse(as_json(answer, workers.classes), headers=headers)
 
-    @app.get("/healthz")
+    @app.get("/v1/segment", include_in_schema=False)
+    async def address_opened_in_a_browser() -> None:
+        refusal = Refusal(405, "send the picture with POST: /docs says how")
+        refusal.headers["Allow"] = "POST"
+        raise refusal
+
+    @app.get("/healthz", summary="Whether it is up")
     async def healthz() -> dict[str, Any]:
         """That requests are answered, by how many workers, where."""
         return {"status": "ok", "workers": workers.count, "device": str(workers.device)}
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics_text() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

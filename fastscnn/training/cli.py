@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.training.recipe import Recipe
 
 
@@ -222,7 +223,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             "miou_by_gamma": {f"{g:g}": round(r.miou, 5) for g, r in results.items()},
         }  # fmt: skip
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**about, **result.to_dict()}, indent=1) + "\n", "utf-8")
+        text = json.dumps({**about, **result.to_dict()}, indent=1) + "\n"
+        write_atomically(args.json, lambda temporary: temporary.write_text(text, "utf-8"))
     if args.plot:
         from fastscnn.training.plots import plot_result
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastscnn_kernels import extension
 from fastscnn_kernels import reference_int8 as int8
 from fastscnn_kernels.cpu import pack as cpu_pack
+
+#: Maps of bytes have their channels rounded up to this.
+BLOCK = 64
 
 
 def pays() -> bool:
@@ -49,31 +54,42 @@ class InvertedResidual:
         )
 
 
-class Dsconv:
-    """Packed weights of `dsconv`."""
-
-    def __init__(self, weights: int8.Dsconv) -> None:
-        self.channels = weights.depthwise.weight.shape[0]
-        self.out = weights.pointwise.weight.shape[0]
-        #: What the extension takes behind the width.
-        self.arguments = (
-            *(tuple(weights.source), _taps(weights.depthwise)),
-            _matrix(weights.pointwise),
-        )
-
-
 class FeatureFusion:
-    """Packed weights of `feature_fusion`."""
+    """Packed weights of `feature_fusion`; its low branch has a multiple of 64 channels."""
 
     def __init__(self, weights: int8.FeatureFusion) -> None:
-        self.high, self.low = weights.high.weight.shape[1], weights.low.weight.shape[1]
-        self.out = weights.low.weight.shape[0]
+        self.out, inputs = weights.both.weight.shape[:2]
+        self.low, self.high = weights.low_channels, inputs - weights.low_channels
+        if self.low % BLOCK:
+            raise ValueError(
+                f"feature_fusion_int8: low has {self.low} channels, expected a multiple of {BLOCK}"
+            )
         #: What the extension takes behind the dilation.
         self.arguments = (
-            *(tuple(weights.high_source), tuple(weights.low_source)),
+            tuple(weights.low_source),
             None if weights.depthwise is None else _taps(weights.depthwise),
-            *(_matrix(weights.low), _matrix(weights.high)),
+            _matrix(weights.both),
         )
+
+
+class Classifier:
+    """Packed weights of `classifier`."""
+
+    def __init__(self, weights: int8.Classifier) -> None:
+        self.channels, self.out = weights.depthwise1.weight.shape[0], weights.last.weight.shape[0]
+        #: What the extension takes behind the width.
+        self.arguments = (
+            *(_taps(weights.depthwise1), _matrix(weights.pointwise1)),
+            *(_taps(weights.depthwise2), _matrix(weights.pointwise2)),
+            _matrix(weights.last),
+        )
+
+
+def blocks(op: str, name: str, x: Tensor, channels: int) -> Tensor:
+    """uint8 N x C x H x W as the extension takes it: N x H x W x whole blocks."""
+    cpu_pack.check_same(op, f"channels of {name}", x.shape[1], channels)
+    x = cpu_pack.dense_bytes(op, name, x, tuple(x.shape))
+    return F.pad(x.permute(0, 2, 3, 1), (0, -channels % BLOCK)).contiguous()
 
 
 def inverted_residual(
@@ -85,42 +101,23 @@ def inverted_residual(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """float32 N x C x H x W to float32; equals `int8.inverted_residual` bit for bit."""
+    """float32, or uint8 without a residual, N x C x H x W to float32; equals
+    `int8.inverted_residual` bit for bit."""
     op = "inverted_residual_int8"
-    x = cpu_pack.nhwc(op, "x", x, weights.channels)
     cpu_pack.check_stride(op, stride)
     n, channels, h, w = x.shape
-    if residual and (stride != 1 or channels != weights.out):
+    bytes_ = x.dtype == torch.uint8
+    x = (blocks if bytes_ else cpu_pack.nhwc)(op, "x", x, weights.channels)
+    if residual and (stride != 1 or channels != weights.out or bytes_):
         raise ValueError(
-            f"{op}: residual with stride {stride} and {channels} to {weights.out} channels, "
-            "expected stride 1 and equal channels"
+            f"{op}: residual with {'uint8' if bytes_ else 'float32'}, stride {stride} and "
+            f"{channels} to {weights.out} channels, expected float32, stride 1 and equal channels"
         )
     y = cpu_pack.empty_nhwc(
         n, weights.out, cpu_pack.strided(h, stride), cpu_pack.strided(w, stride)
     )
     extension.load().inverted_residual_int8(
-        *(x.data_ptr(), n, h, w, stride, *weights.arguments, residual, y.data_ptr(), isa),
-        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
-    )
-    return y
-
-
-def dsconv(
-    x: Tensor,
-    weights: Dsconv,
-    *,
-    activation: str = "relu",
-    threads: int | None = None,
-    isa: str = "",
-) -> Tensor:
-    """float32 N x C x H x W to float32; equals `int8.dsconv` bit for bit."""
-    op = "dsconv_int8"
-    x = cpu_pack.nhwc(op, "x", x, weights.channels)
-    n, _, h, w = x.shape
-    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
-    bounds = cpu_pack.bounds(op, "activation", activation)
-    extension.load().dsconv_int8(
-        *(x.data_ptr(), n, h, w, *weights.arguments, bounds, None, y.data_ptr(), isa),
+        *(x.data_ptr(), bytes_, n, h, w, stride, *weights.arguments, residual, y.data_ptr(), isa),
         *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
     )
     return y
@@ -136,19 +133,35 @@ def feature_fusion(
     threads: int | None = None,
     isa: str = "",
 ) -> Tensor:
-    """float32 N x C x H x W (high) and N x D x h x w (low) to float32; equals
+    """uint8 N x C x H x W (high) and float32 N x D x h x w (low) to uint8; equals
     `int8.feature_fusion` up to the rounding of the upsampling."""
     op = "feature_fusion_int8"
-    high = cpu_pack.nhwc(op, "high", high, weights.high)
+    high = blocks(op, "high", high, weights.high)
     low = cpu_pack.nhwc(op, "low", low, weights.low)
     cpu_pack.check_stride(op, 1, dilation)
     cpu_pack.check_same(op, "batch of low", low.shape[0], high.shape[0])
-    n, _, h, w = high.shape
+    n, h, w, _ = high.shape
     axis = extension.load().Axis
     axes = [axis(low.shape[2], h, align_corners), axis(low.shape[3], w, align_corners)]
-    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
+    y = torch.empty((n, h, w, -(-weights.out // BLOCK) * BLOCK), dtype=torch.uint8)
     extension.load().feature_fusion_int8(
-        *(high.data_ptr(), low.data_ptr(), n, *axes, dilation, *weights.arguments, y.data_ptr()),
-        *(isa, cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
+        *(high.data_ptr(), low.data_ptr(), n, weights.low, weights.high, *axes, dilation),
+        *(*weights.arguments, y.data_ptr(), isa),
+        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
+    )
+    return y.permute(0, 3, 1, 2)[:, : weights.out]
+
+
+def classifier(
+    x: Tensor, weights: Classifier, *, threads: int | None = None, isa: str = ""
+) -> Tensor:
+    """uint8 N x C x H x W to float32 scores; equals `int8.classifier` bit for bit."""
+    op = "classifier_int8"
+    x = blocks(op, "x", x, weights.channels)
+    n, h, w, _ = x.shape
+    y = cpu_pack.empty_nhwc(n, weights.out, h, w)
+    extension.load().classifier_int8(
+        *(x.data_ptr(), n, h, w, *weights.arguments, y.data_ptr(), isa),
+        *(cpu_pack.check_threads(op, threads), cpu_pack.workspace()),
     )
     return y

@@ -25,13 +25,17 @@ from fastscnn_kernels.cuda.pack import (
     DOWNSAMPLE_CHANNELS,
     TYPES,
     PackedDsconv,
+    PackedFeatureFusion,
     PackedInvertedResidual,
     PackedLearningToDownsample,
+    PackedPyramidPool,
     Refused,
     check_type,
     pack_dsconv,
+    pack_feature_fusion,
     pack_inverted_residual,
     pack_learning_to_downsample,
+    pack_pyramid_pool,
 )
 from fastscnn_kernels.reference import stem_padding
 from fastscnn_kernels.shapes import convolved, nhwc, stem_size
@@ -41,7 +45,10 @@ BOUNDS = {
     "relu": (0.0, float("inf")),
     "relu6": (0.0, 6.0),
 }
-OPERATIONS = ("argmax_head", "dsconv", "inverted_residual", "learning_to_downsample")
+OPERATIONS = (
+    *("argmax_head", "dsconv", "feature_fusion", "inverted_residual", "learning_to_downsample"),
+    "pyramid_pool",
+)
 
 
 def built() -> bool:
@@ -78,6 +85,11 @@ def bind(op: str, *weights: Any, **options: Any) -> Callable[..., Tensor]:
     if op == "learning_to_downsample":
         packed = pack_learning_to_downsample(*weights)
         return partial(run_learning_to_downsample, packed=packed, **options)
+    if op == "pyramid_pool":
+        packed_pool = pack_pyramid_pool(*weights, order=options.pop("order"))
+        return partial(run_pyramid_pool, packed=packed_pool, **options)
+    if op == "feature_fusion":
+        return partial(run_feature_fusion, packed=pack_feature_fusion(*weights), **options)
     raise ValueError(f"{op}: has no weights to pack")
 
 
@@ -296,6 +308,94 @@ def run_learning_to_downsample(
         [-m / s for m, s in zip(mean, std, strict=True)],
         *([_address(t) for t in packed.tensors], _address(y), (n, h, w), top, left),
         *([side for pair in sizes for side in pair], BOUNDS[mid_activation]),
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def pyramid_pool(
+    x: Tensor,
+    branch_weights: Sequence[Tensor],
+    branch_biases: Sequence[Tensor],
+    join_weight: Tensor,
+    join_bias: Tensor,
+    *,
+    order: Sequence[int] = (0, 1, 2, 3, 6),
+    align_corners: bool = False,
+) -> Tensor:
+    """Adaptive average pools, 1x1 + ReLU each, bilinear back, concat in `order`, join, ReLU."""
+    check_type("pyramid_pool", "x", x)
+    packed = pack_pyramid_pool(branch_weights, branch_biases, join_weight, join_bias, order=order)
+    return run_pyramid_pool(x, packed, align_corners=align_corners)
+
+
+def run_pyramid_pool(
+    x: Tensor, packed: PackedPyramidPool, *, align_corners: bool = False
+) -> Tensor:
+    op = "pyramid_pool"
+    _check_map(op, "x", x, packed.tensors[0])
+    c, _, o, _ = packed.channels
+    n, _, h, w = x.shape
+    checks.check_tensor(op, "x", x, (n, c, h, w))
+    x = nhwc(x)
+    y = _empty((n, h, w, o), x)
+    sums = _empty((n, h, sum(packed.bins), c), x, torch.float32)
+    _launch(
+        "cuda_pyramid_pool",
+        x,
+        *(TYPES[x.dtype], _address(x), [_address(t) for t in packed.tensors], _address(y)),
+        *(_address(sums), (n, h, w), packed.channels, packed.kernel, packed.bins, align_corners),
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def feature_fusion(
+    high: Tensor,
+    low: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    *,
+    dilation: int = 4,
+    align_corners: bool = False,
+) -> Tensor:
+    """relu(low_1x1(relu(depthwise(bilinear(low)))) + high_1x1(high)); dense too."""
+    check_type("feature_fusion", "high", high)
+    packed = pack_feature_fusion(
+        depthwise_weight, depthwise_bias, low_weight, low_bias, high_weight, high_bias
+    )
+    return run_feature_fusion(high, low, packed, dilation=dilation, align_corners=align_corners)
+
+
+def run_feature_fusion(
+    high: Tensor,
+    low: Tensor,
+    packed: PackedFeatureFusion,
+    *,
+    dilation: int = 4,
+    align_corners: bool = False,
+) -> Tensor:
+    op = "feature_fusion"
+    _check_map(op, "high", high, packed.low)
+    _check_map(op, "low", low, packed.low)
+    ch, cl, o, _ = packed.channels
+    n, _, h, w = high.shape
+    checks.check_tensor(op, "high", high, (n, ch, h, w))
+    checks.check_tensor(op, "low", low, (n, cl, *low.shape[2:]))
+    checks.check_step(op, 1, dilation)
+    if packed.dense is not None:
+        low = run_dsconv(low, packed.dense, activation="none")
+    high, low = nhwc(high), nhwc(low)
+    y = _empty((n, h, w, o), high)
+    weights = packed.depthwise, packed.depthwise_bias, packed.low, packed.high, packed.bias
+    _launch(
+        "cuda_feature_fusion",
+        high,
+        *(TYPES[high.dtype], _address(high), _address(low), [_address(t) for t in weights]),
+        *(_address(y), (n, h, w, *low.shape[2:]), packed.channels),
+        *(dilation if packed.dense is None else 0, align_corners),
     )
     return y.permute(0, 3, 1, 2)
 

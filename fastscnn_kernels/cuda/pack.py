@@ -156,6 +156,107 @@ def pack_learning_to_downsample(
     return PackedLearningToDownsample(tuple(tensors))
 
 
+@dataclass(frozen=True)
+class PackedPyramidPool:
+    """Weights in the order of fragments, inputs up to multiples of 16: x, then each branch."""
+
+    tensors: tuple[Tensor, ...]  # branch weights and biases, join weight and bias
+    bins: tuple[int, ...]
+    kernel: int  # of the join
+    channels: tuple[int, int, int, int]  # in, of a branch, out, out up to a multiple of 64
+
+
+def pack_pyramid_pool(
+    branch_weights: Sequence[Tensor],
+    branch_biases: Sequence[Tensor],
+    join_weight: Tensor,
+    join_bias: Tensor,
+    *,
+    order: Sequence[int],
+) -> PackedPyramidPool:
+    op = "pyramid_pool"
+    check_type(op, "join_weight", join_weight)
+    bins = tuple(sorted(b for b in order if b))
+    o, _, kernel, _ = join_weight.shape
+    width, c = branch_weights[0].shape[:2]
+    inputs = c + width * len(bins)
+    for i, (weight, bias) in enumerate(zip(branch_weights, branch_biases, strict=True)):
+        checks.check_conv(op, f"branch {i} ", weight, bias, (width, c, 1, 1), join_weight)
+    shape = (o, inputs, kernel, kernel)
+    checks.check_conv(op, "join_", join_weight, join_bias, shape, join_weight)
+    _check_channels(op, "branch weight", c)
+    _check_channels(op, "join_weight", o)
+    if len(bins) > 4 or sum(bins) > 16:
+        raise Refused(f"{op}: bins {bins}, expected at most 4 that add up to 16; {_otherwise(op)}")
+    wide, narrow, out = _up(c, 16), _up(width, 16), _up(o, 64)
+    branches = [_fragments(w.reshape(width, c), narrow, wide) for w in branch_weights]
+    biases = [_vector(b, narrow) for b in branch_biases]
+    # The join's inputs in the kernel's order, by what `order` says of theirs.
+    parts = dict(zip(order, join_weight.split([width if b else c for b in order], 1), strict=True))
+    joined = join_weight.new_zeros(kernel * kernel, o, wide + narrow * len(bins))
+    for i, b in enumerate((0, *bins)):
+        first = 0 if b == 0 else wide + (i - 1) * narrow
+        part = parts[b].detach().permute(2, 3, 0, 1).reshape(kernel * kernel, o, -1)
+        joined[:, :, first : first + part.shape[2]] = part
+    taps = [_fragments(tap, out, joined.shape[2]) for tap in joined]
+    return PackedPyramidPool(
+        (torch.cat(branches), torch.cat(biases), torch.cat(taps), _vector(join_bias, out)),
+        bins,
+        kernel,
+        (c, width, o, out),
+    )
+
+
+@dataclass(frozen=True)
+class PackedFeatureFusion:
+    """1x1 weights in the order of fragments, inputs up to multiples of 64."""
+
+    depthwise: Tensor | None  # [9][low channels up to a multiple of 64]; None with `dense`
+    depthwise_bias: Tensor | None
+    low: Tensor
+    high: Tensor
+    bias: Tensor  # of both
+    dense: PackedDsconv | None  # what runs on the low map first
+    channels: tuple[int, int, int, int]  # high, low, out, out up to a multiple of 128
+
+
+def pack_feature_fusion(
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+) -> PackedFeatureFusion:
+    """The dense 1x1 variant commutes with the sampling: a DSConv of one tap on the low map."""
+    op = "feature_fusion"
+    check_type(op, "low_weight", low_weight)
+    o, cl = low_weight.shape[:2]
+    ch = high_weight.shape[1]
+    is_dense = depthwise_weight.shape[-1] == 1
+    shape = (cl, cl, 1, 1) if is_dense else (cl, 1, 3, 3)
+    checks.check_conv(op, "depthwise_", depthwise_weight, depthwise_bias, shape, low_weight)
+    checks.check_conv(op, "low_", low_weight, low_bias, (o, cl, 1, 1), low_weight)
+    checks.check_conv(op, "high_", high_weight, high_bias, (o, ch, 1, 1), low_weight)
+    for name, channels in (("low_weight", cl), ("high_weight", ch), ("output", o)):
+        _check_channels(op, name, channels)
+    wide, out = _up(cl, 64), _up(o, 128)
+    dense = None
+    if is_dense:
+        tap = depthwise_weight.new_zeros(cl, 1, 3, 3)
+        tap[:, :, 1, 1] = 1
+        dense = pack_dsconv(tap, tap.new_zeros(cl), depthwise_weight, depthwise_bias)
+    return PackedFeatureFusion(
+        None if is_dense else _matrix(depthwise_weight.reshape(cl, 9), 9, wide),
+        None if is_dense else _vector(depthwise_bias, wide),
+        _fragments(low_weight.reshape(o, cl), out, wide),
+        _fragments(high_weight.reshape(o, ch), out, _up(ch, 64)),
+        _vector(low_bias.float() + high_bias.float(), out),
+        dense,
+        (ch, cl, o, out),
+    )
+
+
 def _check_channels(op: str, name: str, channels: int) -> None:
     if channels % 8:
         raise Refused(
@@ -188,3 +289,14 @@ def _vector(bias: Tensor, size: int) -> Tensor:
     packed = bias.new_zeros(size, dtype=torch.float32)
     packed[: bias.shape[0]] = bias.detach()
     return packed
+
+
+def _fragments(weight: Tensor, outputs: int, inputs: int) -> Tensor:
+    """`weight` (output x input), zeros up to `outputs` x `inputs`, in the order in which a warp
+    multiplies it: for each 16 inputs and 16 outputs, lane by lane, the words (two inputs each) of
+    the lower and upper 8 inputs of the first 8 outputs, then of the last 8."""
+    padded = weight.new_zeros(outputs, inputs)
+    padded[: weight.shape[0], : weight.shape[1]] = weight.detach()
+    # output: 16s, tile, lane / 4; input: 16s, half, lane % 4, element of the word
+    parts = padded.view(outputs // 16, 2, 8, inputs // 16, 2, 4, 2)
+    return parts.permute(3, 0, 2, 5, 1, 4, 6).reshape(-1)

@@ -7,7 +7,9 @@ y[p, o] = relu(sum_k m[p, k] wl[o, k] + bl[o] + sum_c high[p, c] wh[o, c] + bh[o
 
 Equivalent to: relu(conv2d(relu(conv2d(resize(low), wd, bd, ...)), wl, bl) + conv2d(high, wh, bh))
 The dense 1x1 commutes with the sampling (its weights add up to one), so it runs on the small map
-first. Reads low once plus a halo, high once, writes y once.
+first. So does the depthwise where a dilation equals the scale and neither taps nor samples meet the
+map's edge (`shapes.fusion_commutes`): programs inside sample a small map that was convolved, the
+others convolve samples. Reads low once plus a halo, high once, writes y once.
 """
 
 from __future__ import annotations
@@ -16,8 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastscnn_kernels.shapes import empty_map, nhwc, resize_scale, taps_evenly_spaced
+from fastscnn_kernels.shapes import (
+    FUSION_FRAME,
+    empty_map,
+    fusion_commutes,
+    nhwc,
+    resize_scale,
+    taps_evenly_spaced,
+)
 from fastscnn_kernels.triton import tiles
+from fastscnn_kernels.triton.depthwise_conv import depthwise_conv
 from fastscnn_kernels.triton.device import activate, bilinear, pixel_offset, tile_pixels
 from fastscnn_kernels.triton.pointwise_conv import pointwise_conv
 
@@ -46,21 +56,39 @@ def _depthwise_of_samples(
 
 @triton.jit
 def feature_fusion_kernel(
-    high, low, depthwise, depthwise_bias, low_weight, low_bias, high_weight, high_bias, y,
+    high, low, convolved,
+    depthwise, depthwise_bias, low_weight, low_bias, high_weight, high_bias, y,
     H, W, LH, LW, scale_h, scale_w,
     depthwise_channel, depthwise_tap, low_out, low_in, high_out, high_in,
     CH: tl.constexpr, CL: tl.constexpr, CO: tl.constexpr,
     DEPTHWISE: tl.constexpr, DILATION: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+    FRAME: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(CO, BLOCK_N)
     image = tl.program_id(2)
     row, column, inside = tile_pixels(tl.program_id(0) // blocks, H, W, ROWS, COLUMNS)
     out = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = tl.program_id(1) * ROWS
+    left = tl.program_id(0) // blocks * COLUMNS
+    within = (top >= FRAME) & (top + ROWS + FRAME <= H)
+    within &= (left >= FRAME) & (left + COLUMNS + FRAME <= W)
     acc = tl.zeros((ROWS * COLUMNS, BLOCK_N), tl.float32)
     for k0 in range(0, CL, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        if DEPTHWISE:
+        if DEPTHWISE and FRAME > 0:
+            if within:
+                a = bilinear(
+                    convolved, image, row, column, inside, k,
+                    LH, LW, scale_h, scale_w, CL, ALIGN_CORNERS,
+                )  # fmt: skip
+            else:
+                a = _depthwise_of_samples(
+                    low, depthwise, depthwise_bias, image, row, column, inside, k,
+                    LH, LW, H, W, scale_h, scale_w, depthwise_channel, depthwise_tap,
+                    CL, DILATION, ALIGN_CORNERS,
+                )  # fmt: skip
+        elif DEPTHWISE:
             a = _depthwise_of_samples(
                 low, depthwise, depthwise_bias, image, row, column, inside, k,
                 LH, LW, H, W, scale_h, scale_w, depthwise_channel, depthwise_tap,
@@ -119,13 +147,15 @@ def feature_fusion(
     y = empty_map(high, co, h, w)
     t = tiles.choose("feature_fusion", high, pixels=n * h * w, inner=cl, outer=co)
     grid = (triton.cdiv(w, t.columns) * triton.cdiv(co, t.outer), triton.cdiv(h, t.rows), n)
+    commutes = not dense and fusion_commutes((h, w), (lh, lw), dilation, align_corners)
     feature_fusion_kernel[grid](
-        high, low, depthwise_weight, depthwise_bias, low_weight, low_bias, high_weight, high_bias,
+        high, low, depthwise_conv(low, depthwise_weight, depthwise_bias) if commutes else low,
+        depthwise_weight, depthwise_bias, low_weight, low_bias, high_weight, high_bias,
         y,
         h, w, lh, lw, resize_scale(lh, h, align_corners), resize_scale(lw, w, align_corners),
         depthwise_weight.stride(0), depthwise_weight.stride(3),
         low_weight.stride(0), low_weight.stride(1), high_weight.stride(0), high_weight.stride(1),
-        ch, cl, co, not dense, dilation, align_corners,
+        ch, cl, co, not dense, dilation, align_corners, FUSION_FRAME if commutes else 0,
         t.rows, t.columns, t.outer, t.inner,
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip

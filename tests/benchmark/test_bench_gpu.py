@@ -17,11 +17,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
+import gpu_clock
+import gpu_groups
+import gpu_layers
+import gpu_networks
 import gpu_providers
 import gpu_run
 import gpu_supervisor
 import gpu_table
-import gpu_worker
 import tune_triton
 from gpu_supervisor import Supervisor
 
@@ -116,7 +119,7 @@ def test_a_worker_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
     assert "ValueError" in (tmp_path / "log").read_text()
 
 
-class FakeClock(gpu_worker.Clock):
+class FakeClock(gpu_clock.Clock):
     """A clock that moves when `now` is changed."""
 
     def __init__(self) -> None:
@@ -130,34 +133,34 @@ class FakeClock(gpu_worker.Clock):
 def test_contestants_take_turns_and_times_are_of_one_call() -> None:
     clock, order = FakeClock(), []
 
-    def taking(seconds: float) -> gpu_worker.Call:
+    def taking(seconds: float) -> gpu_clock.Call:
         def call(_: int) -> None:
             clock.now += seconds
 
         return call
 
     calls = {"quick": taking(0.001), "slow": taking(0.5)}
-    found = gpu_worker.measure(calls, clock, order.append, passes=3, seconds=0.25, least=12)
+    found = gpu_clock.measure(calls, clock, order.append, passes=3, seconds=0.25, least=12)
     assert order == ["quick", "slow"] * 3
     for name, seconds in (("quick", 0.001), ("slow", 0.5)):
         blocks, singles = found[name]
         assert blocks == pytest.approx([seconds] * len(blocks))
         assert singles == pytest.approx([seconds] * len(singles))
-    assert len(found["quick"][1]) == 3 * gpu_worker.SINGLES
+    assert len(found["quick"][1]) == 3 * gpu_clock.SINGLES
     assert len(found["slow"][1]) == 3 * 12
 
 
 def test_p99_is_of_single_calls_and_the_median_of_blocks() -> None:
-    facts = gpu_worker.facts([2e-6, 4e-6, 3e-6], [i * 1e-6 for i in range(1, 201)], calls=2)
+    facts = gpu_clock.facts([2e-6, 4e-6, 3e-6], [i * 1e-6 for i in range(1, 201)], calls=2)
     assert facts["us"] == pytest.approx(1.5)
     assert facts["us_p99"] == pytest.approx(99.0)
     assert facts["singles"] == 200
 
 
 def test_wrong_labels_are_not_timed() -> None:
-    model = gpu_worker.seeded()
-    frames, _ = gpu_worker.frames_of((2, 32, 64), None, torch.device("cpu"))
-    truth = gpu_worker.Truth(model, frames[:2])
+    model = gpu_networks.seeded()
+    frames, _ = gpu_networks.frames_of((2, 32, 64), None, torch.device("cpu"))
+    truth = gpu_networks.Truth(model, frames[:2])
     with torch.no_grad():
         right = gpu_providers.labeller(model, torch.float32, False)
         assert truth.judge(right, torch.float32)["label_agreement"] == 1.0
@@ -177,7 +180,7 @@ def test_wrong_labels_are_not_timed() -> None:
 def test_peers_say_why_they_cannot_run() -> None:
     frames = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     model = fastscnn.load(None, fused=False, device="cpu")
-    for provider in gpu_providers.COMPILED:
+    for provider in (*gpu_providers.AUTOTUNED, *gpu_providers.COMPILED):
         if not provider.name.startswith("torch.compile"):
             with pytest.raises(Unavailable, match="NVIDIA GPU"):
                 provider.build(model, frames)
@@ -214,13 +217,14 @@ def network(us: dict[str, float], *, shape: str = "1x1024x2048", **fields: Any) 
 def results() -> dict[str, Any]:
     graph = " fp16 graph"
     headline = {f"CUDA C++{graph}": 120.0, f"Triton{graph}": 140.0, "torch fp16 graph": 500.0}
-    slow = {f"CUDA C++{graph}": 120.0, f"Triton{graph}": 150.0, "torch.compile": 270.0}
+    tuned = "torch.compile fp16 max-autotune"
+    slow = {f"CUDA C++{graph}": 120.0, f"Triton{graph}": 150.0, tuned: 270.0}
     layer = {"kind": "layer", "contestant": "Triton", "us": 5.0, "floor_us": 2.5, "ours": True}
     return {
         "gpu": {"name": "NVIDIA H100", "torch": "2.11"}, "commit": "abc",
         "benchmarks": [
             *network({**headline, "Triton fp32 graph": 500.0, "torch fp32 eager": 1500.0}),
-            *network(slow, after=", against compilers"),
+            *network(slow, after=", against max-autotune"),
             *network({f"CUDA C++{graph}": 55.0}, shape="1x512x1024"),
             *network({f"Triton{graph}": 640.0}, shape="16x1024x2048"),
             {"group": "stem", "extra_info": layer},
@@ -249,6 +253,125 @@ def test_targets_are_judged() -> None:
     assert said["CUDA C++ fp16 graph, batch 16: 20000 frames/s"] is None
     assert said["Triton fp16 graph: 99.9 % of fp32's labels on real frames"] == (99.95, True)
     assert said["first labels of a process, CUDA C++ alone: 0.5 s"] == (0.4, True)
+
+
+def test_a_lead_over_peers_is_open_until_compilers_were_measured() -> None:
+    """ "met" would say more than what was measured; "MISSED" would not."""
+    rows = network({"Triton fp16 graph": 100.0, "CUDA C++ fp16 graph": 90.0, "torch": 250.0})
+    found = gpu_table.rows({"benchmarks": rows})
+    said = [str(t) for t in gpu_table.targets(found) if "1024x2048: 2" in t.text or "3 t" in t.text]
+    assert said[0].startswith("  open         2.5 x")
+    assert "max-autotune was not measured" in said[0]
+    assert said[1].startswith("  MISSED     2.778 x")
+    assert not any(t.met for t in gpu_table.targets(found) if "best peer" in t.text)
+
+
+def test_the_papers_table_and_training_steps_are_shown() -> None:
+    prob = network({"Triton fp16 graph": 250.0}, shape="1x512x1024")
+    prob[0]["group"] = "network 1x512x1024 seeded, probabilities"
+    step = {"kind": "training", "contestant": "ours", "us": 40000.0, "us_p99": 41000.0,
+            "images": 8, "peak_memory_mb": 900.0, "ours": True}  # fmt: skip
+    steps = [{"group": "training step 8x448x608, 11 classes, bf16", "extra_info": step}]
+    text = gpu_table.table(gpu_table.rows({"benchmarks": [*prob, *steps]}))
+    table6 = next(line for line in text.splitlines() if "512x1024 prob" in line)
+    assert table6.split()[2:] == ["-", "4000", "197.6", "266.3"]
+    assert "1024x2048 cls" not in text
+    assert next(line for line in text.splitlines() if "ours" in line).split()[1:] == [
+        "40.00", "41.00", "200", "900"
+    ]  # fmt: skip
+
+
+def test_compilers_come_second_and_every_group_once() -> None:
+    names = [g.name for g in gpu_groups.groups(False, True)]
+    assert names[:2] == [
+        "network 1x1024x2048 camvid", "network 1x1024x2048 camvid, against max-autotune"
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    second = gpu_groups.contestants(gpu_groups.groups(False, True)[1])
+    assert second[-1] == "torch.compile fp16 max-autotune"
+    assert {gpu_table.TRITON, gpu_table.CUDA} < set(second)
+    for shape in gpu_table.PAPER:
+        assert {f"network {shape} seeded", f"network {shape} seeded, probabilities"} < set(names)
+    without = gpu_groups.groups(False, False)
+    assert not any("torch.compile" in n for g in without for n in gpu_groups.contestants(g))
+    assert sum(isinstance(g, gpu_groups.Training) for g in without) == 2
+
+
+def test_the_cheap_way_in_is_exact() -> None:
+    """What a peer's network is given, against the definition."""
+    model, given = gpu_networks.seeded(), []
+    frames = torch.randint(0, 256, (2, 33, 47, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        for channels_last in (False, True):
+            run = gpu_providers.labeller(model, torch.float32, channels_last)
+            network = next(c.cell_contents for c in run.__closure__ or () if isinstance(
+                c.cell_contents, torch.nn.Module))  # fmt: skip
+            network.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+            run(frames)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            assert given[-1].is_contiguous(memory_format=layout)
+            assert torch.allclose(given[-1], model.preprocess(frames), atol=1e-6)
+
+
+def test_a_frame_in_place_is_not_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpu_networks.seeded()
+    frames = [torch.randint(0, 256, (1, 32, 64, 3), dtype=torch.uint8) for _ in range(2)]
+    provider = gpu_providers.IN_PLACE[1]
+    plain = next(p for p in gpu_providers.OURS if p.name == "Triton fp16 graph")
+    expected = [plain.build(model, f).run(f).clone() for f in frames]
+    run = provider.build(model, frames[0]).run
+    for i in (0, 1, 1, 0):
+        assert (run(frames[i]) == expected[i]).all()
+    copied: list[int] = []
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda t, x: (copied.append(x.data_ptr()), copy(t, x))[1]
+    )
+    for _ in range(3):
+        run(frames[1])
+    assert copied.count(frames[1].data_ptr()) == 1
+    assert provider.still
+
+
+def test_what_cannot_be_captured_runs_without_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: Any, frames: torch.Tensor) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(gpu_providers, "captured", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    made = gpu_providers.graph_or_not(lambda x: x + 1, torch.zeros(1))
+    assert made.run(torch.ones(1)) == 2
+    assert made.note == "without a graph: operation not permitted when stream is capturing"
+
+
+def test_triton_layers_get_the_engines_weight_layout() -> None:
+    """Bytes of 3x3 weights by tap, then channel; nothing else is touched."""
+    x, depthwise, square = torch.rand(1, 8, 5, 5), torch.rand(8, 1, 3, 3), torch.rand(4, 8, 1, 1)
+    (got_x, got, got_square), extra = gpu_layers.laid_out(
+        ([x, depthwise, square], {"k": depthwise})
+    )
+    assert got_x is x
+    assert got_square is square
+    assert torch.equal(got, depthwise)
+    assert got.permute(2, 3, 1, 0).is_contiguous()
+    assert extra["k"].stride() == got.stride()
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert [gpu_run.threads(n) for n in (1, 11, 40)] == ["16", "1", "1"]
+
+
+def test_wrong_probabilities_are_not_timed() -> None:
+    model = gpu_networks.seeded()
+    frames, _ = gpu_networks.frames_of((1, 32, 64), None, torch.device("cpu"))
+    truth = gpu_networks.Truth(model, frames[:1])
+    right = gpu_providers.labeller(model, torch.float32, False, "probabilities")
+    with torch.no_grad():
+        found = truth.judge(right, torch.float32, "probabilities")
+        assert found["label_agreement"] == 1.0
+        with pytest.raises(ValueError, match="wrong probabilities"):
+            truth.judge(lambda x: right(x) * 0.99, torch.float32, "probabilities")
 
 
 def test_report_names_everything() -> None:

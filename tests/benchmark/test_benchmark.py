@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -17,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import compare as bench_compare
 
 import fastscnn
-from fastscnn.benchmark import timing
+from fastscnn.benchmark import cpu, timing
 from fastscnn.benchmark.compare import compare
 from fastscnn.benchmark.cpu import PROVIDERS
-from fastscnn.benchmark.provider import Provider, Unavailable, agreement
+from fastscnn.benchmark.provider import Case, Provider, Unavailable, agreement
+from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
 from fastscnn.media.demo import street_scene
 from fastscnn.network.model import FastSCNN
+from fastscnn_kernels.reference import normalize
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +36,16 @@ def model() -> FastSCNN:
 
 
 @pytest.fixture(scope="module")
-def frame() -> Tensor:
-    return torch.from_numpy(street_scene(96, 160))[None]
+def case() -> Case:
+    streets = [torch.from_numpy(street_scene(96, 160, seed=i))[None] for i in range(4)]
+    return Case(streets[0], 1, torch.cat(streets[1:]))
 
 
 @pytest.mark.parametrize(
     "name", [name for name, p in PROVIDERS.items() if not p.slow and name != "ncnn"]
 )
-def test_every_way_gives_the_references_labels(model: FastSCNN, frame: Tensor, name: str) -> None:
-    (row,) = compare(model, frame, [PROVIDERS[name]], 1, 1)
+def test_every_way_gives_the_references_labels(model: FastSCNN, case: Case, name: str) -> None:
+    (row,) = compare(model, case, [PROVIDERS[name]], 1)
     if "wrong labels" not in row.skipped and row.skipped:
         pytest.skip(row.skipped)
     assert not row.skipped
@@ -49,7 +54,7 @@ def test_every_way_gives_the_references_labels(model: FastSCNN, frame: Tensor, n
     assert len(row.seconds) == 1
 
 
-def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
+def test_wrong_labels_have_no_speed(model: FastSCNN, case: Case) -> None:
     """Nor has what cannot run; the others are measured all the same."""
 
     def unavailable(*_: Any) -> Any:
@@ -58,11 +63,66 @@ def test_wrong_labels_have_no_speed(model: FastSCNN, frame: Tensor) -> None:
     wrong = Provider("wrong", lambda *_: lambda: torch.zeros(1, 96, 160, dtype=torch.uint8))
     missing, good = Provider("missing", unavailable), PROVIDERS["ours"]
     told: list[str] = []
-    rows = compare(model, frame, [wrong, missing, good], 1, 3, tick=told.append)
+    rows = compare(model, case, [wrong, missing, good], 3, tick=told.append)
     assert [len(r.seconds) for r in rows] == [0, 0, 3]
     assert rows[0].skipped.startswith("wrong labels: ")
     assert rows[1].to_dict() == {"provider": "missing", "skipped": "not here"}
     assert told == ["reference", "wrong", "missing", "ours", *["timing"] * 3]
+
+
+def test_a_rounded_way_may_be_less_near_than_an_exact_one(model: FastSCNN, case: Case) -> None:
+    with torch.inference_mode():
+        labels = model(normalize(case.frame, model.config.mean, model.config.std)).max(1)[1].byte()
+    some, many = labels.clone(), labels.clone()
+    some[:, 0] = (some[:, 0] + 5) % 11  # one row in 96 is wrong
+    many[:, :5] = (many[:, :5] + 5) % 11
+    ways = [
+        Provider(f"{exact} {name}", lambda *_, x=x: lambda: x, exact=exact)  # type: ignore[misc]
+        for exact in (True, False)
+        for name, x in (("all", labels), ("some", some), ("many", many))
+    ]
+    timed = {r.provider: bool(r.seconds) for r in compare(model, case, ways, 1)}
+    assert timed == {
+        "True all": True, "True some": False, "True many": False,
+        "False all": True, "False some": True, "False many": False,
+    }  # fmt: skip
+
+
+def test_each_round_is_warmed_up_and_memory_is_what_was_added(
+    model: FastSCNN, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, calls, peaks = PROVIDERS["ours"], [], iter([100.0, 130.0])
+
+    def build(*given: Any) -> Any:
+        run = good.build(*given)
+        return lambda: calls.append(0) or run()  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr("fastscnn.benchmark.compare.peak", lambda: next(peaks))
+    (row,) = compare(model, case, [Provider("counted", build)], 3)
+    assert row.megabytes == 30
+    assert len(calls) == 1 + 2 * 3  # judged once, then each round has a call before the timed one
+
+
+def test_ours_is_judged_more_strictly_than_peers() -> None:
+    """float32, ours of fewer bits, and what multiplies a peer's int8."""
+    rules = {name: (p.near, p.share) for name, p in PROVIDERS.items()}
+    assert rules["ours"] == rules["onnxruntime"] == (1e-4, 0.9999)
+    assert rules["ours int8"] == rules["ours bf16"] == (0.03, 0.9999)
+    assert rules["openvino int8"] == rules["onnxruntime int8 + our head"] == (0.1, 0.98)
+
+
+def test_int8_is_not_calibrated_on_the_frame_that_is_judged(
+    model: FastSCNN, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [p for name, p in PROVIDERS.items() if "int8" in name]
+    rows = compare(model, Case(case.frame, 1), chosen, 1)
+    assert len(rows) == 5
+    for row in rows:
+        assert "calibrated" in row.skipped or "not installed" in row.skipped or "AVX" in row.skipped
+    seen: list[Tensor] = []
+    monkeypatch.setattr(cpu, "calibrate", lambda _, frames, size: seen.extend(frames) or {})
+    compare(model, case, [PROVIDERS["ours int8"]], 1)
+    assert not any(torch.equal(f, case.frame[0]) for f in seen)
 
 
 def test_agreement_counts_pixels() -> None:
@@ -71,7 +131,7 @@ def test_agreement_counts_pixels() -> None:
         None, :, None
     ]
     labels = torch.tensor([[[0, 1, 1, 2]]], dtype=torch.uint8)
-    exact, rounded = (agreement(labels, logits, e) for e in (True, False))
+    exact, rounded = (agreement(labels, logits, near) for near in (1e-4, 0.1))
     assert (exact.equal, exact.near) == (0.25, 0.5)
     assert (rounded.equal, rounded.near) == (0.25, 0.75)
 
@@ -91,6 +151,39 @@ def test_calls_take_turns_by_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.alternate(calls, 2, 2, untimed=1) == {"a": [2, 2], "b": [3, 3]}
     assert order == ["a", "a", "b", "b"] * 2
     assert timing.quantiles([0.001, 0.005, 0.002, 0.004, 0.003]) == (2, 3, 4)
+    assert timing.quantiles([0.001] * 4 + [0.1]) == (1, 1, 1)
+
+
+def test_one_thread_is_timed_by_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = iter(range(0, 1000, 10)), iter(range(1000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(timing.time, "process_time", lambda: next(cpu))
+    assert timing.alternate({"a": lambda: None}, 2, 1) == {"a": [1, 1]}
+    assert timing.alternate({"a": lambda: None}, 2, 2) == {"a": [10, 10]}
+
+
+def test_every_option_reaches_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def asked(*arguments: Any, **_: Any) -> list[Any]:
+        names = ("model", "case", "providers", "rounds")
+        given.update(zip(names, arguments, strict=True))
+        return []
+
+    monkeypatch.setattr("fastscnn.benchmark.cli.compare", asked)
+    save(FastSCNN(7), tmp_path / "seven.safetensors")
+    image = street_scene(96, 160, seed=5)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    options = {"image": tmp_path / "photo.png", "size": "96x160", "threads": 1, "rounds": 4}
+    argv = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+    only = ["--only", "eager", "ours"]
+    assert main(["benchmark", str(tmp_path / "seven.safetensors"), *argv, *only]) == 2
+    assert given["model"].num_classes == 7
+    assert np.array_equal(given["case"].frame[0].numpy(), image)
+    assert {p.name for p in given["providers"]} == {"eager", "ours"}
+    assert (given["case"].threads, given["rounds"]) == (1, 4)
 
 
 def test_the_command_writes_a_table_and_json(

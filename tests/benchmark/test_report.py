@@ -36,14 +36,21 @@ def test_every_peer_is_held_against_ours_of_its_precision() -> None:
         "| openvino int8 | 6.0 (1.50x) | 99.00 % |",
     ]
     said = report.slower_somewhere(found)
-    assert said == "Faster than our float32: openvino int8 (256x512, 1 thread)."
+    assert said == "Faster than our float32: openvino int8 (everywhere)."
 
 
 def test_a_faster_peer_is_named_in_its_row() -> None:
     found = [*infos(ours=10.0, openvino=25.0), *infos(2, ours=9.0, openvino=8.1)]
     row = report.networks(found).splitlines()[-1]
     assert row == "| openvino | 25.0 (2.50x) | 8.1 (0.90x, faster than ours) | 99.00 % |"
+    said = report.slower_somewhere(found)
+    assert said == "Faster than our float32: openvino (256x512 on 2 threads)."
     assert report.slower_somewhere(infos(ours=1.0)) == "Faster than our float32: none of them."
+
+
+def test_the_short_table_has_its_own_rows_and_columns() -> None:
+    found = report.short([*infos(openvino=2.0, ncnn=3.0, ours=1.0), *infos(2, ours=1.0)])
+    assert [(i["provider"], i["threads"]) for i in found] == [("ours", 1), ("openvino", 1)]
 
 
 def test_the_papers_figures_stand_beside_ours() -> None:

@@ -311,7 +311,7 @@ def wrap(state: dict[str, Tensor], how: str) -> Any:
     if how in ("net.", "model.module.", "student.", "_orig_mod.module.net."):
         return {f"{how}{k}": v for k, v in state.items()}
     if how == "several, one of them known":
-        return {"model": state, "ema": {k: v + 1 for k, v in state.items()}}
+        return {"ema": {k: v + 1 for k, v in state.items()}, "model": state}
     return {"state_dict": collections.OrderedDict(state), "optimizer": {"state": {}}}
 
 
@@ -404,6 +404,19 @@ def test_more_classes_than_labels_hold_are_refused(tmp_path: Path, tramac: Path)
     torch.save(state, tmp_path / "many.pth")
     with pytest.raises(CheckpointError, match=r"many\.pth has 300 classes: expected at most 255"):
         load(tmp_path / "many.pth")
+    state["classifier.conv.1.weight"] = torch.zeros(255, 128, 1, 1)
+    state["classifier.conv.1.bias"] = torch.zeros(255)
+    torch.save(state, tmp_path / "most.pth")
+    assert load(tmp_path / "most.pth", fused=False).num_classes == 255
+
+
+@pytest.mark.parametrize("named", [2, 4])
+def test_a_card_of_other_weights_is_refused(tmp_path: Path, named: int) -> None:
+    model, path = FastSCNN(3), tmp_path / "x.pth"
+    card = json.loads(Card(num_classes=named).to_json())
+    torch.save({"model": model.state_dict(), "card": card}, path)
+    with pytest.raises(CheckpointError, match=rf"names {named} classes but its weights have 3"):
+        read_checkpoint(path)
 
 
 class Evil:
@@ -677,8 +690,11 @@ def test_pretrained_classifier_gives_its_backbone(tmp_path: Path) -> None:
 def test_load_options(tramac: Path) -> None:
     fresh = load(None, fused=False, device="cpu")
     assert (fresh.num_classes, fresh.config) == (19, FastSCNNConfig.paper())
+    assert load(None, device="cpu", num_classes=3).classifier.conv.out_channels == 3
     model = load(tramac, fused=False, device="cpu", dtype=torch.float16, num_classes=5)
     assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert not any(m.training for m in (*fresh.modules(), *model.modules()))
+    assert load(None, fused=False, device="cpu", num_classes=7).num_classes == 7
     with pytest.raises(ValueError, match="expected one of cpu"):
         load(None, fused=False, device="cuda:99")
     with pytest.raises(ValueError, match="'gpu' cannot be used"):

@@ -61,6 +61,19 @@ def test_the_example_gives_pythons_labels(
         assert np.array_equal(np.asarray(Image.open(out)), labels)
 
 
+def test_the_static_library_in_a_program_that_nothing_was_inlined_in(tmp_path: Path) -> None:
+    """The header's names and the library's own do not meet in the linker."""
+    source, library = ROOT / "examples/cpp/segment_ppm.cpp", installed() / "lib/libfastscnn.a"
+    flags = ("-std=c++17", "-O0", f"-I{installed()}/include", "-pthread")
+    run("c++", *flags, source, library, "-o", tmp_path / "segment_ppm")
+    export_fscnn(network(), tmp_path / "net.fscnn")
+    photo = street_scene(101, 139, 3)
+    Image.fromarray(photo).save(tmp_path / "in.ppm")
+    run(tmp_path / "segment_ppm", *(tmp_path / n for n in ("net.fscnn", "in.ppm", "out.pgm")))
+    labels = network().segment(photo, threads=1)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.pgm")), labels)
+
+
 def test_it_is_small_and_needs_nothing() -> None:
     library = installed() / "lib/libfastscnn.so"
     assert library.exists()

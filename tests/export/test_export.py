@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -15,9 +17,10 @@ from PIL import Image
 from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import write
-from fastscnn.export.compare import SIZES, ExportError
+from fastscnn.export.compare import SIZES, ExportError, Row, _error
 from fastscnn.export.onnx_graph import build
 from fastscnn.inference.fold import Conv, fold
+from fastscnn.info import __version__
 from fastscnn.media.demo import street_scene
 from fastscnn.media.frames import ImageError
 from fastscnn.network.model import FastSCNN
@@ -30,8 +33,41 @@ def test_files_pass_their_check(tmp_path: Path, preset: str, output: str) -> Non
     rows = write.export(network(preset), path, write.Options(output=output))
     assert [row.shape for row in rows] == [(n, *s) for s in SIZES for n in (1, 2)]
     assert all(row.passed and row.error is not None for row in rows)
-    known = {p.key: p.value for p in onnx.load(path).metadata_props}
-    assert json.loads(known["mean"]) == list(network(preset).config.mean)
+
+
+def known(path: Path) -> dict[str, Any]:
+    """The metadata of an .onnx."""
+    found = {p.key: p.value for p in onnx.load(path).metadata_props}
+    return {k: v if k in ("version", "layout") else json.loads(v) for k, v in found.items()}
+
+
+def test_the_metadata_say_what_a_reader_needs(tmp_path: Path) -> None:
+    net = FastSCNN(3).eval()
+    names, colors = ("a", "b", "c"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    net.card = Card(net.config, 3, names, colors, source="fastscnn")
+    write.export(net, tmp_path / "net.onnx", write.Options(size=(64, 64)))
+    assert known(tmp_path / "net.onnx") == {
+        "version": __version__,
+        "layout": "fastscnn",
+        "classes": ["a", "b", "c"],
+        "colors": [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "working_side": None,
+    }
+
+
+def test_a_check_passes_by_labels_and_by_values() -> None:
+    passed = {(0.9995, 1e-4), (1.0, None)}
+    for labels in (0.999, 0.9995, 1.0):
+        for error in (1e-4, 2e-4, float("inf"), None):
+            expected = labels >= 0.9995 and error in (1e-4, None)
+            assert Row((1, 64, 64), labels, error).passed is expected
+    assert all(Row((1, 64, 64), *row).passed for row in passed)
+    values = np.array([0.0, 1.0, 5.0])
+    assert _error(values + 0.5, values) == pytest.approx(0.1)
+    assert _error(np.array([0.0, np.nan, 5.0]), values) == float("inf")
+    assert _error(values[:2], values) == float("inf")
 
 
 def test_frames_that_are_scaled_down_are_checked_too(tmp_path: Path) -> None:
@@ -41,6 +77,10 @@ def test_frames_that_are_scaled_down_are_checked_too(tmp_path: Path) -> None:
     net.eval().card = Card(net.config, 19, size=(80, 120))
     rows = write.export(net, tmp_path / "a.onnx")
     assert [row.shape[1:] for row in rows[::2]] == [(64, 96), (101, 139), (90, 95)]
+    assert known(tmp_path / "a.onnx")["working_side"] == 80
+    whole = write.export(net, tmp_path / "whole.onnx", write.Options(resize=False))
+    assert [row.shape[1:] for row in whole[::2]] == [*SIZES]
+    assert known(tmp_path / "whole.onnx")["working_side"] is None
     Image.fromarray(street_scene(50, 70, 5)).save(tmp_path / "frame.png")
     options = write.Options(frames=[tmp_path / "frame.png"])
     others = write.export(net, tmp_path / "b.onnx", options)

@@ -15,6 +15,7 @@ from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import fscnn
 from fastscnn.export.compare import SIZES, ExportError
+from fastscnn.inference.ranges import int8_inputs
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import extension
@@ -29,7 +30,9 @@ def test_files_pass_their_check(tmp_path: Path, preset: str) -> None:
 
 def test_the_file_says_what_its_format_says(tmp_path: Path) -> None:
     net = network("paddleseg")
-    net.card = Card(net.config, 19, classes=tuple("abcdefghijklmnopqrs"), size=(128, 256))
+    colors = tuple((i, 2 * i, 100 + i) for i in range(19))
+    names = tuple("abcdefghijklmnopqrs")
+    net.card = Card(net.config, 19, classes=names, colors=colors, size=(128, 256))
     try:
         data = fscnn.encode(net)
     finally:
@@ -42,10 +45,25 @@ def test_the_file_says_what_its_format_says(tmp_path: Path) -> None:
     assert numbers[15] == 128
     assert numbers[16:22] == (0.5,) * 6
     assert numbers[22:] == (0, 38)
+    assert data[144 : 144 + 57] == bytes(v for color in colors for v in color)
     assert (
         data[144 + 57 : 144 + 57 + 38]
         == b"a\0b\0c\0d\0e\0f\0g\0h\0i\0j\0k\0l\0m\0n\0o\0p\0q\0r\0s\0"
     )
+
+
+def test_the_file_has_mean_std_and_the_cards_ranges() -> None:
+    net = network("paper")
+    spans = {name: (-float(i), 0.5 + i) for i, name in enumerate(int8_inputs(net.config))}
+    net.card = Card(net.config, 19, ranges=spans)
+    try:
+        data = fscnn.encode(net)
+    finally:
+        net.card = None
+    assert struct.unpack("<6d", data[88:136]) == (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)
+    assert struct.unpack("<i", data[136:140]) == (len(spans),)
+    found = struct.unpack(f"<{2 * len(spans)}d", data[144 : 144 + 16 * len(spans)])
+    assert [*zip(found[::2], found[1::2], strict=True)] == [*spans.values()]
 
 
 def test_a_file_that_differs_is_not_written(

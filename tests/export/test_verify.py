@@ -143,6 +143,68 @@ def test_channel_order_and_a_missing_relu(tmp_path: Path, weights: Path) -> None
     assert_named(report, f"ReLU: missing after {block}.depthwise", f"{block}.project")
 
 
+def drop_the_sums_relu(graph: onnx.ModelProto) -> None:
+    (node,) = [n for n in graph.graph.node if n.output[0] == "feature_fusion"]
+    assert node.op_type == "Relu"
+    node.op_type = "Identity"
+
+
+def activate_a_residual_sum(graph: onnx.ModelProto) -> None:
+    """What a first version of the bottleneck had: a ReLU after the sum too."""
+    name = "global_feature_extractor.bottleneck1.1"
+    (index,) = [i for i, n in enumerate(graph.graph.node) if n.output[0] == name]
+    graph.graph.node[index].output[0] = "sum"
+    graph.graph.node.insert(index + 1, helper.make_node("Relu", ["sum"], [name]))
+
+
+def test_activations_of_sums(tmp_path: Path, weights: Path) -> None:
+    report = verify(written(tmp_path / "a.onnx", drop_the_sums_relu), str(weights))
+    said = "ReLU: missing after the sum of feature_fusion"
+    assert_named(report, said, "classifier.dsconv1.depthwise")
+    report = verify(written(tmp_path / "b.onnx", activate_a_residual_sum), str(weights))
+    block = "global_feature_extractor.bottleneck1"
+    said = f"ReLU: one too many after the sum of {block}.1"
+    assert_named(report, said, f"{block}.2.expand")
+
+
+def half_tensors(graph: onnx.ModelProto) -> None:
+    graph.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def channels_last_tensors(graph: onnx.ModelProto) -> None:
+    """Floats N x H x W x 3 in, logits N x H x W x classes out."""
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    dims[1].CopyFrom(dims[2])
+    dims[2].CopyFrom(dims[3])
+    dims[3].Clear()
+    dims[3].dim_value = 3
+    graph.graph.input[0].name = "image"
+    graph.graph.node.insert(
+        0, helper.make_node("Transpose", ["image"], ["tensor"], perm=[0, 3, 1, 2])
+    )
+    graph.graph.node.append(helper.make_node("Transpose", ["logits"], ["out"], perm=[0, 2, 3, 1]))
+    del graph.graph.output[:]
+    graph.graph.output.append(onnx.ValueInfoProto(name="out"))
+
+
+@pytest.mark.parametrize("slip", [False, True], ids=["equal", "slip"])
+@pytest.mark.parametrize("kind", ["half", "channels_last"])
+def test_foreign_inputs(tmp_path: Path, weights: Path, kind: str, slip: bool) -> None:
+    """16-bit floats, held against wider bounds, and frames as other frameworks lay them."""
+    how: dict[str, Any] = {"ffm_align_corners": True} if slip else {}
+    if kind == "half":
+        path = written(tmp_path / "a.onnx", half_tensors, input="tensor", half=True, **how)
+    else:
+        edit, output = channels_last_tensors, "logits"
+        path = written(tmp_path / "a.onnx", edit, input="tensor", output=output, **how)
+    report = verify(path, str(weights))
+    if slip:
+        said = "align_corners: ffm_align_corners True"
+        assert_named(report, said, "feature_fusion.depthwise")
+    else:
+        assert report.equal, str(report)
+
+
 def test_two_slips_at_once(tmp_path: Path, weights: Path) -> None:
     how = {"stem_padding": "same", "head_align_corners": True, "output": "logits"}
     report = verify(written(tmp_path / "a.onnx", **how), str(weights))

@@ -18,6 +18,7 @@ from tolerance import assert_close
 from fastscnn.inference import engine as engine_module
 from fastscnn.inference.engine import Engine
 from fastscnn.network.model import FastSCNN
+from fastscnn_kernels import reference
 
 
 def model_with_data(classes: int = 5) -> FastSCNN:
@@ -88,6 +89,16 @@ def test_every_output_has_the_size_asked_for(model: FastSCNN) -> None:
     engine = Engine(model, outputs=engine_module.OUTPUTS)
     shapes = {name: t.shape[-2:] for name, t in engine(frames(1, 40, 48), (20, 30)).items()}
     assert shapes == dict.fromkeys(engine_module.OUTPUTS, (20, 30))
+
+
+def test_frames_are_resized_on_the_way(model: FastSCNN) -> None:
+    """Also those that are too small for the network as they are."""
+    engine, f = Engine(model), frames(1, 24, 30)
+    resized = reference.resize_frame(f, (40, 48))
+    expected = engine(resized, (24, 30))["labels"].clone()
+    assert torch.equal(engine(f, working=(40, 48))["labels"], expected)
+    with pytest.raises(ValueError, match="only uint8 frames are resized"):
+        engine(torch.zeros(1, 3, 40, 48), working=(32, 32))
 
 
 def test_least_recently_used_shape_goes(model: FastSCNN, monkeypatch: pytest.MonkeyPatch) -> None:

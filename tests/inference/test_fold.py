@@ -44,6 +44,7 @@ def test_fold_of_zero_skip_and_of_bias_only() -> None:
     model = FastSCNN(7, config=FastSCNNConfig(ffm_bn=False), zero_skip=True)
     folded = fold(model)
     assert not folded["feature_fusion.high"].weight.any()
+    assert not folded["feature_fusion.high"].bias.any()
     low = model.feature_fusion.low.conv
     assert torch.equal(folded["feature_fusion.low"].bias, low.bias)
 

@@ -275,6 +275,13 @@ def test_segment_on_a_gpu_replays_a_graph_and_is_never_stale() -> None:
     assert (fused.segment(frame) == 3).all()
 
 
+def doubled(reference: FastSCNN) -> FastSCNN:
+    """Whose classifier sees its input twice as large: by its first weights, which are linear."""
+    model = copy.deepcopy(reference)
+    model.classifier.dsconv1.depthwise.conv.weight.data *= 2
+    return model
+
+
 def test_what_only_the_reference_can_do() -> None:
     """Inner modules in training mode, hooks, traces and transforms take the reference's path."""
     reference, fused = pair()
@@ -287,6 +294,9 @@ def test_what_only_the_reference_can_do() -> None:
         hook = fused.classifier.dsconv1.register_forward_hook(lambda *a: seen.append(1))
         fused(X)
         assert seen
+        hook.remove()
+        hook = fused.classifier.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+        torch.testing.assert_close(fused(X), doubled(reference)(X), rtol=1e-4, atol=1e-4)
         hook.remove()
         exact = reference(X)
         traced = torch.jit.trace(fused, X, check_trace=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.inference.ranges import int8_inputs
 from fastscnn.media.demo import street_scene
 from fastscnn.network.config import PRESETS
-from fastscnn.quantize import calibrate
+from fastscnn.quantize import Quantized, _observer, calibrate, quantize
 from fastscnn.training.data import open_data
 from fastscnn.training.evaluate import evaluate
 from fastscnn_kernels import reference
@@ -92,21 +92,28 @@ def test_inverted_residual(block: tuple[int, ...], size: tuple[int, int], isa: s
         for threads in (1, 3):
             options: Any = {"stride": stride, "residual": residual, "threads": threads, "isa": isa}
             same(cpu_int8.inverted_residual(x, packed, **options), twin)
+    q = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    twin = int8.inverted_residual(q, weights, stride=stride)
+    same(cpu_int8.inverted_residual(q, packed, stride=stride, threads=3, isa=isa), twin)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("channels", [(128, 128), (40, 19), (3, 65)], ids=str)
-def test_dsconv(channels: tuple[int, int], size: tuple[int, int], isa: str) -> None:
-    inputs, out = channels
-    x = tensor(2, inputs, *size)
-    for span, activation in (((-2.0, 3.0), "none"), ((0.0, 3.0), "relu6")):
-        weights = int8.dsconv_weights(depthwise(inputs), dense(out, inputs), (span, (-1.0, 3.0)))
-        assert (weights.source.zero > 0) == (span[0] < 0)
-        packed, twin = cpu_int8.Dsconv(weights), int8.dsconv(x, weights, activation=activation)
+@pytest.mark.parametrize("channels", [(128, 128, 11), (40, 70, 19), (3, 65, 2)], ids=str)
+def test_classifier(channels: tuple[int, int, int], size: tuple[int, int], isa: str) -> None:
+    inputs, wide, out = channels
+    x = torch.randint(0, 256, (2, inputs, *size), dtype=torch.uint8)
+    for low in (-1.0, 0.0):  # 0: a ReLU between depthwise and pointwise
+        weights = int8.classifier_weights(
+            (
+                *(depthwise(inputs), dense(wide, inputs), depthwise(wide), dense(wide, wide)),
+                dense(out, wide),
+            ),
+            ((0.0, 3.0), (low, 3.0), (0.0, 2.0), (low, 2.0), (0.0, 2.0)),
+        )
+        packed, twin = cpu_int8.Classifier(weights), int8.classifier(x, weights)
         for threads in (1, 3):
-            options: Any = {"activation": activation, "threads": threads, "isa": isa}
-            same(cpu_int8.dsconv(x, packed, **options), twin)
+            same(cpu_int8.classifier(x, packed, threads=threads, isa=isa), twin)
 
 
 # Low map, high map: ratios at which bilinear weights are exact, so that no rounding differs.
@@ -119,13 +126,13 @@ FUSIONS = [((1, 1), (1, 1), False), ((4, 7), (16, 28), False), ((3, 14), (5, 27)
 def test_feature_fusion(dilation: int, sizes: Any, isa: str) -> None:
     """Dilation 0: no depthwise convolution."""
     small, large, align = sizes
-    for channels in ((64, 128, 128), (10, 20, 30)):
+    for channels in ((64, 128, 128), (10, 64, 30)):
         low = torch.randint(-16, 16, (2, channels[1], *small)) / 8
-        high = tensor(2, channels[0], *large)
+        high = torch.randint(0, 256, (2, channels[0], *large), dtype=torch.uint8)
         weights = int8.feature_fusion_weights(
             depthwise(channels[1]) if dilation else None,
             *(dense(channels[2], channels[1]), dense(channels[2], channels[0])),
-            ((-1.5, 2.0), (0.0, 2.0), (-1.0, 4.0)),
+            ((-1.5, 2.0), (0.0, 2.0), (0.0, 4.0), (0.0, 3.0)),
         )
         packed = cpu_int8.FeatureFusion(weights)
         how: Any = {"dilation": dilation or 1, "align_corners": align}
@@ -159,17 +166,26 @@ def test_twins_are_close_to_the_float_operations() -> None:
     exact = reference.inverted_residual(x, *e, *d, *p, residual=True)
     close(int8.inverted_residual(x, weights, residual=True), exact)
 
-    d, p = depthwise(64), dense(32, 64)
-    filtered = F.conv2d(x, *d, padding=1, groups=64)
-    exact = F.relu(F.conv2d(filtered, *p))
-    close(int8.dsconv(x, int8.dsconv_weights(d, p, (span(x), span(filtered)))), exact)
-
-    low, up = dense(96, 64), F.interpolate(x, (32, 48), mode="bilinear")
+    d, low, other = depthwise(64), dense(96, 64), dense(96, 64)
+    up, high = F.interpolate(x, (32, 48), mode="bilinear"), high.relu()
     filtered = F.relu(F.conv2d(up, *d, padding=4, dilation=4, groups=64))
-    other = dense(96, 64)
     exact = F.relu(F.conv2d(filtered, *low) + F.conv2d(high, *other))
-    fusion = int8.feature_fusion_weights(d, low, other, (span(up), span(filtered), span(high)))
-    close(int8.feature_fusion(high, x, fusion, dilation=4, align_corners=False), exact)
+    spans = span(up), span(filtered), span(high), span(exact)
+    fusion = int8.feature_fusion_weights(d, low, other, spans)
+    q = int8.quantizer(spans[2])(high).to(torch.uint8)
+    got = int8.feature_fusion(q, x, fusion, dilation=4, align_corners=False)
+    close(got / int8.quantizer(spans[3]).inverse, exact)
+
+    q = torch.randint(0, 256, (2, 64, 16, 24), dtype=torch.uint8)
+    d1, p1, d2, p2, last = depthwise(64), dense(32, 64), depthwise(32), dense(32, 32), dense(11, 32)
+    maps = [q / 85.0]
+    maps.append(F.conv2d(maps[-1], *d1, padding=1, groups=64))
+    maps.append(F.relu(F.conv2d(maps[-1], *p1)))
+    maps.append(F.conv2d(maps[-1], *d2, padding=1, groups=32))
+    maps.append(F.relu(F.conv2d(maps[-1], *p2)))
+    five: Any = ((0.0, 3.0), *map(span, maps[1:]))
+    classifier = int8.classifier_weights((d1, p1, d2, p2, last), five)
+    close(int8.classifier(q, classifier), F.conv2d(maps[-1], *last))
 
 
 def span(x: Tensor) -> tuple[float, float]:
@@ -187,9 +203,17 @@ def test_bad_input_of_operations() -> None:
     with pytest.raises(ValueError, match="expected ones that start at 0"):
         int8.inverted_residual_weights(*block, ((-1.0, 1.0), (-1.0, 1.0), (0.0, 1.0)))
     weights = int8.inverted_residual_weights(*block, ((-1.0, 1.0), (0.0, 1.0), (0.0, 1.0)))
+    positive: Any = ((0.0, 1.0),) * 3
+    with pytest.raises(ValueError, match=r"feature_fusion_int8: ranges .* start at 0"):
+        int8.feature_fusion_weights(None, *block[::2], (*positive, (-1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"classifier_int8: ranges .* start at 0"):
+        int8.classifier_weights((*block, *block[1:]), (*positive, (0.0, 1.0), (-1.0, 1.0)))
+    fusion = int8.feature_fusion_weights(None, dense(8, 24), dense(8, 4), (*positive, (0.0, 1.0)))
+    with pytest.raises(ValueError, match="low has 24 channels, expected a multiple of 64"):
+        cpu_int8.FeatureFusion(fusion)
     packed = cpu_int8.InvertedResidual(weights)
     x = tensor(1, 4, 5, 5)
-    with pytest.raises(ValueError, match="residual with stride 1 and 4 to 8 channels"):
+    with pytest.raises(ValueError, match="residual with float32, stride 1 and 4 to 8"):
         cpu_int8.inverted_residual(x, packed, residual=True)
     with pytest.raises(ValueError, match="x has 5 channels, its weight expects 4"):
         cpu_int8.inverted_residual(tensor(1, 5, 5, 5), packed)
@@ -300,11 +324,98 @@ def test_calibration_takes_the_mean_of_the_frames_extremes() -> None:
     low, high = calibrate(model, frames, size=(64, 96))[name]
     assert low == pytest.approx(np.mean([float(x.min()) for x in inputs]))
     assert high == pytest.approx(np.mean([float(x.max()) for x in inputs]))
+    _observer(name, seen := [])(model, (torch.tensor([2.0, 5.0]),))
+    _observer(name, seen)(model, (torch.tensor([-5.0, -2.0]),))
+    assert seen == [(0, 5), (-5, 0)]
     with pytest.raises(ValueError, match="no frames to calibrate on"):
         calibrate(model, [])
     model.learning_to_downsample.dsconv2.pointwise.conv.weight.data[0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"bottleneck1\.0\.expand is from .* expected finite"):
         calibrate(model, frames[:1])
+
+
+# --- an independent truth -------------------------------------------------------------------------
+
+
+def byte_values(x: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    """What the bytes of a range stand for: 255 steps from low to high, 0 among them."""
+    step = (span[1] - span[0]) / 255
+    zero = np.rint(-span[0] / step)
+    return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step
+
+
+def int8_values(weight: np.ndarray) -> np.ndarray:
+    """Weights in steps of their output channel's own: its largest is 127 of them."""
+    step = np.abs(weight).reshape(len(weight), -1).max(1) / 127
+    step = step.reshape(-1, *[1] * (weight.ndim - 1))
+    return np.clip(np.rint(weight / step), -127, 127) * step
+
+
+def uneven(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of very different size, as batch norm leaves them."""
+    scale = torch.logspace(-1.5, 0, len(weight))[torch.randperm(len(weight))]
+    return weight * scale.reshape(-1, 1, 1, 1), bias * scale
+
+
+def rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, dtype=np.float64)))))
+
+
+def test_a_block_in_numpy() -> None:
+    """Nothing here is the package's: integers of weights and maps, and what they stand for."""
+    inputs, hidden, h, w = 16, 96, 9, 13
+    e, d, p = uneven(*dense(hidden, inputs)), uneven(*depthwise(hidden)), dense(24, hidden)
+    x = tensor(1, inputs, h, w)
+    spans = ((-3.0, 3.5), (0.0, 2.5), (0.0, 1.5))
+    block = cpu_int8.InvertedResidual(int8.inverted_residual_weights(e, d, p, spans))
+    got = cpu_int8.inverted_residual(x, block)[0].numpy()
+
+    def block_of(weights: Any, maps: Any) -> np.ndarray:
+        (we, be), (wd, bd), (wp, bp) = (
+            (weights(a.double().numpy()), b.double().numpy()) for a, b in (e, d, p)
+        )
+        y = np.einsum("oi,ihw->ohw", we[..., 0, 0], maps(x[0].double().numpy(), spans[0]))
+        y = np.pad(maps(np.maximum(y + be[:, None, None], 0), spans[1]), ((0, 0), (1, 1), (1, 1)))
+        taps = [(r, c) for r in range(3) for c in range(3)]
+        y = sum(wd[:, 0, r, c, None, None] * y[:, r : r + h, c : c + w] for r, c in taps)
+        y = maps(np.maximum(y + bd[:, None, None], 0), spans[2])
+        return np.einsum("oi,ihw->ohw", wp[..., 0, 0], y) + bp[:, None, None]
+
+    truth = block_of(int8_values, byte_values)
+    noise = rms(truth - block_of(np.copy, lambda values, span: np.clip(values, *span)))
+    assert rms(got - truth) < 0.2 * noise, (rms(got - truth), noise)
+
+
+@pytest.mark.parametrize("preset", ["paper", "segmentron", "paddleseg"])
+def test_the_network_on_rounded_weights_and_maps(preset: str) -> None:
+    """The C++ network makes its integers itself; here the reference computes in float64 with
+    weights and maps that NumPy rounded."""
+    model = network(preset)
+    for conv in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        conv.weight.data *= torch.logspace(-1, 0, len(conv.weight))
+    frame = torch.from_numpy(scenes(1, (64, 96))[0])
+    ranges, folded = calibrate(model, [frame]), fold(model)
+    int8_logits = CpuRuntime(folded, model.config, 19, ranges=ranges).logits(frame[None])
+    floats = CpuRuntime(folded, model.config, 19).logits(frame[None])
+
+    plain = type(model)(19, config=model.config).double().eval()
+    for name, (weight, bias) in folded.items():
+        block = plain.get_submodule(name)
+        conv = block if isinstance(block, torch.nn.Conv2d) else block.conv
+        rounded = int8_values(weight.double().numpy()) if name in ranges else weight.double()
+        conv.weight.data = torch.as_tensor(rounded)
+        conv.bias = torch.nn.Parameter(bias.double())
+        if conv is not block:
+            block.bn = None
+        if name in ranges:
+            block.register_forward_pre_hook(
+                lambda _, x, span=ranges[name]: torch.from_numpy(byte_values(x[0].numpy(), span))
+            )
+    with torch.no_grad():
+        truth = plain(model.preprocess(frame.numpy(), size=(64, 96)).double())
+    noise = rms(floats - truth)
+    # Not in it: the bytes of the fusion's high branch and of its output.
+    assert rms(int8_logits - truth) < 0.4 * noise, (rms(int8_logits - truth), noise)
 
 
 # --- the command and its checkpoints --------------------------------------------------------------
@@ -337,6 +448,62 @@ def test_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(args) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*args, "--force"]) == 0
+
+
+def test_agreement_is_with_float32(images: Path, tmp_path: Path) -> None:
+    """Also of weights that are calibrated already: their own ranges must not count as float32."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    options: Any = {"size": (64, 96)}
+    quantize(images, first, **options)
+    done = quantize(images, second, weights=first, **options)
+    frames = [np.array(Image.open(p)) for p in sorted(images.iterdir())]
+    plain = fastscnn.load("camvid", device="cpu")
+    ranges = read_checkpoint(second).card.ranges
+    assert ranges == read_checkpoint(first).card.ranges == calibrate(plain, frames, **options)
+    same_labels = [
+        CpuRuntime(fold(plain), plain.config, 11, ranges=spans).labels(
+            torch.from_numpy(frame)[None], size=(64, 96)
+        )
+        for frame in frames
+        for spans in (ranges, None)
+    ]
+    shares = [
+        float((a == b).double().mean())
+        for a, b in zip(same_labels[::2], same_labels[1::2], strict=True)
+    ]
+    assert done == Quantized(3, pytest.approx(np.mean(shares)), pytest.approx(min(shares)))
+    assert min(shares) < np.mean(shares) < 1
+
+
+def test_images_are_spread_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(7):
+        Image.fromarray(scenes(1, (40, 48))[0]).save(tmp_path / f"{i}.png")
+    taken: list[str] = []
+
+    def progress(files: Sequence[Path]) -> Sequence[Path]:
+        taken.extend(f.name for f in files)
+        return files
+
+    quantize(tmp_path, tmp_path / "x.safetensors", size=(32, 32), limit=3, progress=progress)
+    assert taken == 2 * ["0.png", "2.png", "4.png"]
+
+
+def test_zero_skip_is_calibrated_as_it_runs() -> None:
+    """Without the skip, what the classifier sees has another range."""
+    model = network("paper")
+    both = []
+    for skip in (False, True):
+        model.feature_fusion.zero_skip = skip
+        inputs: list[Tensor] = []
+        first = model.classifier.dsconv1.depthwise
+        hook = first.register_forward_pre_hook(lambda _, x, to=inputs: to.append(x[0]))
+        frame = scenes(1, (64, 96))[0]
+        with torch.no_grad():
+            model(model.preprocess(frame))
+        hook.remove()
+        both.append(calibrate(model, [frame])["classifier.dsconv1.depthwise"])
+        assert both[-1][1] == pytest.approx(float(inputs[0].max()))
+    assert both[0] != both[1]
 
 
 def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,21 @@ def test_planar_scores_and_labels_alone() -> None:
     assert torch.equal(labels, k.argmax_head(planar, (40, 48))[0])
 
 
+def test_same_padding_puts_the_odd_zero_last() -> None:
+    """By hand, as TensorFlow does: taps of a 4 x 4 frame begin at its corner, and its ninth tap is
+    the last that a 5 x 5 frame's sees."""
+    weight = torch.arange(1.0, 10).reshape(1, 1, 3, 3).repeat(1, 3, 1, 1) / 3
+    frame = torch.zeros(1, 3, 4, 4)
+    frame[..., 0, 0], frame[..., 3, 3] = 1, 10
+    expected = torch.tensor([[1.0, 0], [0, 50]]).reshape(1, 1, 2, 2)
+    for stem_conv in (reference.stem_conv, k.stem_conv):
+        how: Any = {"mean": (0, 0, 0), "std": (1, 1, 1), "padding": "same", "activation": "none"}
+        got = stem_conv(frame, weight, torch.zeros(1), **how)
+        torch.testing.assert_close(got, expected)
+    assert reference.stem_padding(4, 5, "same") == (1, 1, 0, 1)
+    assert (reference.same_padding(7, 2), reference.same_padding(8, 2)) == ((1, 1), (0, 1))
+
+
 def test_compile_sees_through_a_block() -> None:
     (x, *w), options = next(c for c in CASES if c.id == "inverted_residual-residual").make(
         torch.float32
@@ -117,6 +132,11 @@ BAD = {
                    lambda: k.pointwise_conv(X, P, PB, activation="gelu")),
     "residual": (ValueError, "residual has shape",
                  lambda: k.pointwise_conv(X, P, PB, residual=X)),
+    "residual's height": (ValueError, r"residual has shape \(1, 6, 3, 4\)",  # before any kernel
+                          lambda: k.pointwise_conv(X.to("meta"), P.to("meta"), PB.to("meta"),
+                                                   residual=X[:, :6, :3].to("meta"))),
+    "low's batch": (ValueError, r"low has shape \(2, 8, 4, 4\), expected \(1,",
+                    lambda: k.feature_fusion(X, torch.cat([X, X]), W, B, P, PB, P, PB)),
     "block residual": (ValueError, "expected stride 1", lambda: k.inverted_residual(
         X, torch.zeros(9, 8, 1, 1), torch.zeros(9), torch.zeros(9, 1, 3, 3), torch.zeros(9),
         torch.zeros(6, 9, 1, 1), PB, residual=True)),
@@ -135,7 +155,7 @@ BAD = {
         X, [P], [PB], torch.zeros(8, 14, 1, 1), B)),
     "size": (ValueError, "size=", lambda: k.softmax_head(X, (0, 4))),
     "classes": (ValueError, "at most 255", lambda: k.argmax_head(
-        torch.zeros(1, 256, 2, 2), (4, 4))),
+        torch.zeros(1, 256, 2, 2, device="meta"), (4, 4))),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastscnn
+import fastscnn.media.visualize
 from fastscnn.classes import CAMVID, CITYSCAPES, Classes
 from fastscnn_kernels import reference
 from fastscnn_kernels.cpu import operations as cpu
@@ -86,6 +87,20 @@ def test_views_and_other_integers_are_taken() -> None:
     view, mirrored = frame[::-1, ::2], labels[::-1, ::2].astype(np.int64)
     got = fastscnn.overlay(view, mirrored, CAMVID)
     np.testing.assert_array_equal(got, numpy_overlay(view, mirrored, CAMVID, 0.5))
+
+
+def test_a_legend_lists_the_classes_by_their_share() -> None:
+    """Of all pixels, also those without a class; none for classes that do not occur."""
+    counts = np.zeros(256, np.int64)
+    counts[[0, 3, 8, 255]] = 20, 50, 10, 20
+    assert fastscnn.media.visualize.legend(counts, CAMVID).splitlines() == [
+        "  Road  50.0 %  #804080",
+        "  Sky   20.0 %  #808080",
+        "  Car   10.0 %  #400080",
+    ]
+    colored = fastscnn.media.visualize.legend(counts, CAMVID, color=True).splitlines()
+    assert colored[0] == "  \x1b[48;2;128;64;128m  \x1b[0m Road  50.0 %  #804080"
+    assert fastscnn.media.visualize.legend(np.zeros(256, np.int64), CAMVID) == ""
 
 
 def test_bad_input_is_named() -> None:

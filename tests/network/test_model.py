@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fastscnn.network.config import PRESETS, FastSCNNConfig
 from fastscnn.network.model import FastSCNN, FastSCNNClassifier
@@ -108,12 +111,135 @@ def test_any_size_any_batch(preset: str, size: tuple[int, int]) -> None:
     assert torch.allclose(y[1:2], alone, atol=1e-5)
 
 
+class Plain:
+    """Fast-SCNN from a state dict as Tables 1 to 3 tell it, with nothing but torch's functions."""
+
+    def __init__(self, model: FastSCNN) -> None:
+        self.state, self.config = model.state_dict(), model.config
+        self.inner = F.relu6 if self.config.bottleneck_activation == "relu6" else F.relu
+
+    def conv(self, name: str, x: Tensor, **options: Any) -> Tensor:
+        """Convolution, then batch norm of its statistics where there is one."""
+        weight, bias = self.state[f"{name}.conv.weight"], self.state.get(f"{name}.conv.bias")
+        x = F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1], **options)
+        if f"{name}.bn.weight" in self.state:
+            names = ("running_mean", "running_var", "weight", "bias")
+            mean, var, gain, shift = (
+                self.state[f"{name}.bn.{n}"][:, None, None] for n in names
+            )  # fmt: skip
+            x = (x - mean) / (var + self.config.bn_eps).sqrt() * gain + shift
+        return x
+
+    def stem(self, x: Tensor) -> Tensor:
+        name = "learning_to_downsample.conv"
+        if self.config.stem_padding != "same":
+            return F.relu(self.conv(name, x, stride=2, padding=self.config.stem_padding))
+        pads = []  # TensorFlow's rule: ceil(n / 2) outputs, the odd zero at the end
+        for n in (x.shape[3], x.shape[2]):
+            total = max(2 * (-(-n // 2) - 1) + 3 - n, 0)
+            pads += [total // 2, total - total // 2]
+        return F.relu(self.conv(name, F.pad(x, pads), stride=2))
+
+    def dsconv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
+        x = self.conv(f"{name}.depthwise", x, stride=stride, padding=1)
+        x = F.relu(x) if self.config.dsconv_relu else x
+        return F.relu(self.conv(f"{name}.pointwise", x))
+
+    def bottleneck(self, name: str, x: Tensor, stride: int) -> Tensor:
+        y = self.inner(self.conv(f"{name}.expand", x))
+        y = self.inner(self.conv(f"{name}.depthwise", y, stride=stride, padding=1))
+        y = self.conv(f"{name}.project", y)
+        return x + y if y.shape == x.shape else y
+
+    def pyramid(self, name: str, x: Tensor) -> Tensor:
+        h, w = x.shape[2:]
+        maps = {0: x}
+        for branch, bins in enumerate((1, 2, 3, 6)):
+            pooled = x.new_empty(*x.shape[:2], bins, bins)
+            for i in range(bins):
+                for j in range(bins):
+                    rows = slice(i * h // bins, -(-(i + 1) * h // bins))
+                    columns = slice(j * w // bins, -(-(j + 1) * w // bins))
+                    pooled[:, :, i, j] = x[:, :, rows, columns].mean((2, 3))
+            y = F.relu(self.conv(f"{name}.branches.{branch}", pooled))
+            maps[bins] = self.upsample(y, (h, w), self.config.ppm_align_corners)
+        joined = torch.cat([maps[bins] for bins in self.config.ppm_order], 1)
+        return F.relu(self.conv(f"{name}.join", joined, padding=self.config.ppm_join_kernel // 2))
+
+    def upsample(self, x: Tensor, size: Any, aligned: bool) -> Tensor:
+        return F.interpolate(x, tuple(size), mode="bilinear", align_corners=aligned)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        frame, c = x.shape[2:], self.config
+        x = self.dsconv("learning_to_downsample.dsconv1", self.stem(x), 2)
+        high = x = self.dsconv("learning_to_downsample.dsconv2", x, 2)
+        for stage, stride in ((1, 2), (2, 2), (3, 1)):
+            for block in range(3):
+                name = f"global_feature_extractor.bottleneck{stage}.{block}"
+                x = self.bottleneck(name, x, stride if block == 0 else 1)
+        x = self.pyramid("global_feature_extractor.ppm", x)
+        x = self.upsample(x, high.shape[2:], c.ffm_align_corners)
+        around = {} if c.ffm_kernel == "dense" else {"padding": c.ffm_dilation}
+        spread = {"dilation": c.ffm_dilation} if around else {}
+        x = F.relu(self.conv("feature_fusion.depthwise", x, **around, **spread))
+        x = F.relu(self.conv("feature_fusion.low", x) + self.conv("feature_fusion.high", high))
+        x = self.dsconv("classifier.dsconv2", self.dsconv("classifier.dsconv1", x))
+        return self.upsample(self.conv("classifier", x), frame, c.head_align_corners)
+
+
+def settle(model: nn.Module) -> None:
+    """In float64, with random statistics of a size that lets every layer matter."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+                m.running_var.uniform_(0.02, 0.3)  # type: ignore[union-attr]
+                m.bias.normal_(0.2, 0.3)
+    model.eval().double()
+
+
+#: The presets, what no preset has alone, and an eps that is not torch's.
+CONFIGS = {
+    **PRESETS,
+    "fusion aligned alone": FastSCNNConfig(ffm_align_corners=True, bn_eps=1e-2),
+    "pyramid aligned alone": FastSCNNConfig(ppm_align_corners=True),
+    "head aligned alone": FastSCNNConfig(head_align_corners=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("size", [(64, 96), (97, 131)], ids=str)
+def test_logits_are_those_of_the_tables(name: str, size: tuple[int, int]) -> None:
+    model = FastSCNN(5, config=CONFIGS[name])
+    settle(model)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        ours, plain = model(x), Plain(model)(x)
+    assert float((ours - plain).abs().max()) < 1e-9 * float(plain.abs().max())
+
+
+def test_what_only_training_sees_is_the_configs() -> None:
+    config = FastSCNNConfig(dropout=0.3, bn_momentum=0.02, bn_eps=1e-3)
+    for model in (FastSCNN(5, config=config, aux=True), FastSCNNClassifier(5, config=config)):
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) > 30
+        assert {(m.momentum, m.eps) for m in norms} == {(0.02, 1e-3)}
+        assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
 def test_auxiliary_heads() -> None:
     """Two heads for training, absent from the plain state dict; forward stays one tensor."""
     model = FastSCNN(5, aux=True)
     x = torch.randn(2, 3, 64, 96)
     assert [tuple(y.shape) for y in model.forward_aux(x)] == [(2, 5, 64, 96)] * 3
     assert model(x).shape == (2, 5, 64, 96)
+    with torch.no_grad():
+        main, high, low = model.eval().scores_aux(x)
+        first = model.learning_to_downsample(x)
+        assert torch.equal(high, model.aux["high"](first))
+        assert torch.equal(low, model.aux["low"](model.global_feature_extractor(first)))
+        assert torch.equal(main, model.scores(x))
     plain = set(FastSCNN(5).state_dict())
     assert {k for k in model.state_dict() if not k.startswith("aux.")} == plain
     with pytest.raises(RuntimeError, match="aux=True"):
@@ -138,7 +264,14 @@ def test_zero_skip_removes_the_high_resolution_branch() -> None:
 def test_classifier_shares_the_backbone() -> None:
     """Section 3.4: average pooling instead of fusion; the backbone loads into the segmenter."""
     model = FastSCNNClassifier(10)
-    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    settle(model)
+    with torch.no_grad():
+        low = model.global_feature_extractor(model.learning_to_downsample(x))
+        pooled = low.flatten(2).sum(2) / (low.shape[2] * low.shape[3])
+        logits = pooled @ model.linear.weight.t() + model.linear.bias
+        assert torch.allclose(model(x), logits, rtol=1e-9)
+    assert logits.shape == (2, 10)
     backbone = {
         k: v for k, v in model.state_dict().items() if not k.startswith(("linear", "dropout"))
     }

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import pair
+from networks import pair, randomize
 from PIL import Image
 
 from fastscnn.checkpoints.card import Card
 from fastscnn.inference.fused import FusedFastSCNN
 from fastscnn.media.frames import read_image
+from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNN
 
 
@@ -121,8 +122,53 @@ def test_pictures_and_lists(models: tuple[FastSCNN, ...], tmp_path: Path) -> Non
     assert np.array_equal(found[1].numpy(), model.segment(other))
     assert np.array_equal(found[2], expected)
     assert model.segment([]) == []
+    swapped = model.segment([image[..., ::-1], other[..., ::-1]], channels="bgr")
+    assert np.array_equal(swapped[0], expected)
+    assert np.array_equal(swapped[1], model.segment(other))
+    assert not np.array_equal(model.segment(other[..., ::-1]), swapped[1])
     with pytest.raises(ValueError, match="of arrays"):
         model.segment(picture, channels="bgr")
+
+
+def test_preprocess_normalises_rgb_of_either_order(models: tuple[FastSCNN, ...]) -> None:
+    image, (mean, std) = frame(), (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))
+    expected = ((image / 255 - mean) / std).transpose(2, 0, 1)[None]
+    for model in models:
+        rgb = model.preprocess(image).numpy()
+        assert np.allclose(rgb, expected, atol=1e-5)
+        assert np.array_equal(model.preprocess(image[..., ::-1], channels="bgr").numpy(), rgb)
+        assert not np.allclose(model.preprocess(image, channels="bgr").numpy(), rgb, atol=0.1)
+
+
+def test_probabilities_are_shares_of_the_classes(models: tuple[FastSCNN, ...]) -> None:
+    for model in models:
+        x = model.preprocess(frame(40, 48))
+        with torch.no_grad():
+            weights = model(x).double().exp()
+        expected = weights / weights.sum(1, keepdim=True)
+        assert torch.allclose(model.probabilities(x).double(), expected, atol=1e-5)
+
+
+def test_a_list_is_segmented_as_its_frames_are(models: tuple[FastSCNN, ...]) -> None:
+    model, frames = models[1], [frame(), frame(50, 64, seed=1)]
+    for how in ({"size": (64, 96)}, {"channels": "bgr"}):
+        found = model.segment(frames, **how)
+        for one, labels in zip(frames, found, strict=True):
+            assert np.array_equal(labels, model.segment(one, **how))
+            assert not np.array_equal(labels, model.segment(one))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_labels_are_sampled_as_the_heads_corners_say(aligned: bool) -> None:
+    for model in pair(11, config=FastSCNNConfig(head_align_corners=aligned)):
+        image = frame(64, 96)
+        with torch.no_grad():
+            scores = model.scores(model.preprocess(image))
+            logits = F.interpolate(scores, (64, 96), mode="bilinear", align_corners=aligned)
+            other = F.interpolate(scores, (64, 96), mode="bilinear", align_corners=not aligned)
+        labels = torch.from_numpy(model.segment(image))
+        assert float((labels != logits.argmax(1)[0]).float().mean()) < 1e-3
+        assert float((labels != other.argmax(1)[0]).float().mean()) > 1e-2
 
 
 def test_size_is_the_networks_input(models: tuple[FastSCNN, ...]) -> None:
@@ -147,6 +193,36 @@ def test_working_size_follows_the_card_and_the_aspect() -> None:
     assert model.input_size((1024, 2048)) == (540, 1080)
     assert model.input_size((1920, 1080)) == (960, 540)
     assert model.input_size((360, 480), (96, 128)) == (96, 128)
+    ties = [model.input_size((360, w))[1] for w in (479, 481)]  # 718.5 and 721.5, to even
+    assert ties == [718, 722]
+
+
+def test_preprocess_by_hand() -> None:
+    """One colour in other normalisations than the paper's, and in OpenCV's order."""
+    config = FastSCNNConfig(mean=(0.5, 0.25, 0), std=(0.5, 1, 2), head_align_corners=True)
+    model = FastSCNN(3, config=config)
+    randomize(model)
+    model.eval()
+    image = np.full((32, 40, 3), (255, 51, 102), np.uint8)
+    for x in (model.preprocess(image), model.preprocess(image[..., ::-1], channels="bgr")):
+        assert x.shape == (1, 3, 32, 40)
+        for plane, value in zip(x[0], (1.0, -0.05, 0.2), strict=True):
+            torch.testing.assert_close(plane, torch.full((32, 40), value), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        noise = torch.randn(1, 3, 32, 40)
+        logits = model(noise)
+        expected = F.interpolate(model.scores(noise), (32, 40), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(logits, expected)
+        torch.testing.assert_close(model.probabilities(noise), logits.softmax(1))
+        model.classifier.conv.weight *= 1e-3  # near one another: every bit of the scores counts
+        model.classifier.conv.bias.fill_(1)
+        image = frame(64, 80)
+        found = model.segment(image)
+        expected = F.interpolate(
+            model.scores(model.preprocess(image)), (64, 80), mode="bilinear", align_corners=True
+        )
+    assert np.array_equal(found, expected.max(dim=1)[1][0].numpy())
+    assert len(np.unique(found)) > 1
 
 
 def test_threads_give_the_same_labels(models: tuple[FastSCNN, ...]) -> None:
@@ -224,11 +300,20 @@ def test_bad_sizes(models: tuple[FastSCNN, ...], size: object) -> None:
         models[1].segment(frame(), size=size)
 
 
+def test_a_size_beyond_the_largest_names_the_largest() -> None:
+    model = FastSCNN(3)
+    with pytest.raises(ValueError, match=r"64x40000: .*at most 32768; use \(64, 32768\)"):
+        model.input_size((64, 80), (64, 40000))
+    with pytest.raises(ValueError, match=r"40000x64: .*at most 32768; use \(32768, 64\)"):
+        model.input_size((64, 80), (40000, 64))
+
+
 def test_another_default_dtype_changes_nothing(models: tuple[FastSCNN, ...]) -> None:
     expected = models[1].segment(frame(70, 99))
     torch.set_default_dtype(torch.float64)
     try:
         assert np.array_equal(models[1].segment(frame(70, 99)), expected)
-        assert np.array_equal(models[1].segment(frame(71, 99)), models[1].segment(frame(71, 99)))
+        new_size = models[1].segment(frame(71, 99))
     finally:
         torch.set_default_dtype(torch.float32)
+    assert np.array_equal(models[1].segment(frame(71, 99)), new_size)

@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, features
 
 import fastscnn
+from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
+from fastscnn.inference.plan import table
 from fastscnn.media.demo import street_scene
 from fastscnn.media.frames import read_image
-from fastscnn.media.video import VideoReader, VideoWriter
+from fastscnn.media.outputs import plan_jobs, write_image
 
 SCENE = street_scene(96, 128)
 
@@ -67,9 +69,87 @@ def test_summary_and_working_size(
     out, err = capsys.readouterr()
     assert "frame 96x128 -> network input" in err
     assert "working size" in err
-    assert "Road" in out
     assert "1 of 1 input(s)" in out
-    assert (tmp_path / "one.png").exists()
+    labels = fastscnn.load().segment(SCENE)
+    assert shares(out) == {
+        name: f"{100 * (labels == c).mean():.1f}"
+        for c, name in enumerate(fastscnn.CAMVID.names)
+        if (labels == c).any()
+    }
+    tinted = fastscnn.overlay(SCENE, labels, fastscnn.CAMVID)
+    assert np.array_equal(read_image(tmp_path / "one.png"), tinted)
+
+
+def shares(text: str) -> dict[str, str]:
+    """Per cent by class, as a summary lists them."""
+    return dict(re.findall(r"^  (\w+) +([\d.]+) %  #", text, re.M))
+
+
+def test_a_summary_is_of_all_pictures_under_their_own_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and colours are those of the weights' card."""
+    names, colors = ("one", "two", "three"), ((1, 2, 3), (40, 50, 60), (200, 210, 220))
+    model = fastscnn.load(None, num_classes=3, device="cpu")
+    pictures = {"a.PNG": SCENE, "b.png": np.ascontiguousarray(SCENE[:, ::-1]), "c.png": SCENE[::2]}
+    with torch.no_grad():
+        scores = model.scores(model.preprocess(SCENE))
+        model.classifier.conv.bias -= scores.mean((0, 2, 3))  # so that all classes are predicted
+    card = Card(model.config, 3, names, colors)
+    save(model, tmp_path / "w.safetensors", card)
+    (tmp_path / "in").mkdir()
+    for name, picture in pictures.items():
+        Image.fromarray(picture).convert("RGBA").save(tmp_path / "in" / name, "PNG")
+    argv = ["segment", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--color"]
+    assert main([*argv, "--weights", str(tmp_path / "w.safetensors")]) == 0
+    text = capsys.readouterr().out
+    labels = {name: model.segment(picture) for name, picture in pictures.items()}
+    counts = sum(np.bincount(x.ravel(), minlength=3) for x in labels.values())
+    percent = [f"{100 * n / counts.sum():.1f}" for n in counts]
+    assert shares(text) == {n: p for n, p, c in zip(names, percent, counts, strict=True) if c}
+    assert "3 file(s): RGBA converted to RGB" in text
+    assert "3 frame(s), " in text
+    assert "3 of 3 input(s)" in text
+    for name, found in labels.items():
+        color = read_image(tmp_path / "out" / f"{name[0]}_color.png")
+        assert np.array_equal(color, np.array(colors, np.uint8)[found])
+
+
+def test_patterns_and_folders_find_pictures_as_a_shell_does(tmp_path: Path) -> None:
+    for name in ("a.JPG", "deep/er/b.png", "deep/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(text: str) -> list[str]:
+        jobs = plan_jobs([text], tmp_path / "out", ["overlay"], force=False)
+        return [str(job.source.relative_to(tmp_path)) for job in jobs]
+
+    assert found(str(tmp_path)) == ["a.JPG"]
+    assert found(str(tmp_path / "**/*.png")) == ["deep/er/b.png"]
+
+
+def test_an_input_is_not_overwritten_under_another_name(photo: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="is an input and would be overwritten"):
+        plan_jobs([str(photo)], link / "photo.png", ["overlay"], force=True)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"before")
+
+    def full(self: Image.Image, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(Image.fromarray(SCENE), path)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_nothing_is_overwritten_without_force(
@@ -134,7 +214,9 @@ def test_exif_rotation_is_respected(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees
     Image.fromarray(SCENE).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    assert read_image(tmp_path / "turned.jpg").shape == (128, 96, 3)
+    turned = read_image(tmp_path / "turned.jpg").astype(int)
+    assert turned.shape == (128, 96, 3)
+    assert np.abs(turned - np.rot90(SCENE, -1)).mean() < 4
 
 
 def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
@@ -176,6 +258,14 @@ def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "different folders" in error(capsys)
 
 
+def test_the_same_input_twice_is_one(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-o", str(tmp_path / "out"), "--size", "64x96"]
+    assert main(["segment", str(photo), str(photo), str(tmp_path), *options]) == 0
+    assert "1 of 1 input(s)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -189,6 +279,7 @@ def test_same_names_do_not_collide(tmp_path: Path, capsys: pytest.CaptureFixture
         (["segment", "PHOTO", "-o", "PHOTO", "--force"], "is an input"),
         (["segment", "", "-o", "out"], "input is empty"),
         (["segment", "../empt*", "-o", "out"], "no match"),
+        (["segment", "s3://bucket/x.mp4", "-o", "out"], "a bucket is for --cluster"),
         (["segment", "PHOTO", "-o", "x.mp4"], "is an image"),
         (["segment", "PHOTO", "-o", "x.jpg", "--labels"], "expected .png"),
         (["segment", "PHOTO", "-o", "out", "--size", "100000x64"], "at most 32768"),
@@ -220,9 +311,12 @@ def test_bad_options_exit_2(photo: Path, option: list[str]) -> None:
 
 
 def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "-o", str(tmp_path)]) == 0
+    assert main(["demo", "-o", str(tmp_path), "--opacity", "0.25"]) == 0
     assert "a street that is drawn" in capsys.readouterr().out
-    assert read_image(tmp_path / "demo_overlay.png").shape == (720, 960, 3)
+    frame = street_scene()
+    assert np.array_equal(read_image(tmp_path / "demo.png"), frame)
+    tinted = fastscnn.overlay(frame, fastscnn.load().segment(frame), fastscnn.CAMVID, 0.25)
+    assert np.array_equal(read_image(tmp_path / "demo_overlay.png"), tinted)
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "cpu: " in text
@@ -231,53 +325,10 @@ def test_demo_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     text = capsys.readouterr().out
     assert "argmax_head" in text
     assert "nothing was measured" in text
+    assert main(["info", "--plan", "512x1024", "--batch", "3"]) == 0
+    model = fastscnn.load(device="cpu")
+    assert capsys.readouterr().out == f"{table(model.plan((512, 1024), batch=3))}\n"  # type: ignore[operator]
     assert main(["info", "--plan", "16x64"]) == 2
-
-
-def test_video_round_trip(tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    source = tmp_path / "drive.mp4"
-    writer = VideoWriter(source, Fraction(10))
-    for i in range(5):
-        writer.write(np.roll(SCENE, 4 * i, axis=1))
-    writer.close()
-    out = tmp_path / "out"
-    options = ["--overlay", "--labels", "--size", "64x96"]
-    assert main(["segment", str(source), "-o", str(out), *options]) == 0
-    frames = list(VideoReader(out / "drive_overlay.mp4"))
-    assert len(frames) == 5
-    assert frames[0].shape == SCENE.shape
-    assert len(list((out / "drive_labels").glob("*.png"))) == 5
-    assert VideoReader(out / "drive_overlay.mp4").rate == 10
-    cut = tmp_path / "cut.mp4"
-    data = bytearray(source.read_bytes())
-    middle = data.index(b"mdat") + 8
-    data[middle : middle + 4000] = bytes(4000)  # the first pictures are gone
-    cut.write_bytes(data)
-    if main(["segment", str(cut), "-o", str(out), "--size", "64x96"]) == 2:
-        assert not (out / "cut_overlay.mp4").exists()
-    assert not list(out.glob(".*"))
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"nothing")
-    assert main(["segment", str(broken), "-o", str(out)]) == 2
-
-
-def test_a_shorter_video_leaves_no_frames_of_a_longer_one(tmp_path: Path) -> None:
-    pytest.importorskip("av")
-    source, labels = tmp_path / "drive.mp4", tmp_path / "out" / "drive_labels"
-    options = ["-o", str(tmp_path / "out"), "--labels", "--size", "64x96", "--force"]
-    for count in (4, 2):
-        writer = VideoWriter(source, Fraction(10))
-        for i in range(count):
-            writer.write(np.roll(SCENE, 4 * i, axis=1))
-        writer.close()
-        assert main(["segment", str(source), *options]) == 0
-        labels.joinpath("notes.txt").touch()
-    assert sorted(p.name for p in labels.iterdir()) == ["000000.png", "000001.png", "notes.txt"]
-    source.write_bytes(b"broken")
-    assert main(["segment", str(source), *options]) == 2
-    assert len(list(labels.glob("*.png"))) == 2
-    assert not list(labels.parent.glob(".*"))
 
 
 def test_make_demo_overwrites_only_when_told() -> None:

@@ -82,6 +82,60 @@ def test_pictures_are_those_of_the_command(
     assert np.array_equal(picture(answer), expected)
 
 
+def test_overlays_have_the_applications_opacity_unless_asked(
+    workers: Workers, labels: np.ndarray
+) -> None:
+    client = TestClient(create_app(workers, limits=LIMITS, opacity=0.75))
+    for query, opacity in (("", 0.75), ("&opacity=0.25", 0.25)):
+        answer = client.post(f"/v1/segment?output=overlay{query}", content=PNG)
+        expected = np.asarray(render("overlay", FRAME, labels, fastscnn.CAMVID, opacity))
+        assert np.array_equal(picture(answer), expected)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/json", "application/json"),
+        ("image/png, application/json", "image/png"),
+        ("*/*", "image/png"),
+    ],
+)
+def test_what_is_accepted_is_answered(client: TestClient, accept: str, kind: str) -> None:
+    answer = client.post("/v1/segment", content=PNG, headers={"Accept": accept})
+    assert answer.headers["content-type"] == kind
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_who_is_alone_has_the_threads_of_the_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And there are as many workers as fit the cores, each with a model of its own."""
+    asked, free = [], workers._models
+
+    class Model:
+        def input_size(self, shape: Any, size: Any) -> Any:
+            return size
+
+        def segment(self, frame: np.ndarray, *, threads: int, **_: Any) -> np.ndarray:
+            asked.append(threads)
+            return np.zeros(frame.shape[:2], np.uint8)
+
+    one, other = free.get(), free.get()
+    assert one is not other
+    assert one.classifier.conv.weight.data_ptr() != other.classifier.conv.weight.data_ptr()
+    workers._labels(Model(), FRAME)  # both are busy
+    free.put(other)
+    workers._labels(Model(), FRAME)
+    free.put(one)
+    assert asked == [1, 2]
+    monkeypatch.setattr("fastscnn.service.workers.cores", lambda: 5)
+    made = Workers("camvid", device="cpu", threads=2, size=SIZE, max_pixels=10**6)
+    assert (made.count, made.threads) == (2, 2)
+    made.close()
+
+
 def test_a_form_gives_the_same_as_a_body(client: TestClient) -> None:
     form = client.post("/v1/segment", files={"image": ("photo.png", PNG, "image/png")})
     assert form.content == client.post("/v1/segment", content=PNG).content
@@ -147,7 +201,7 @@ REFUSED = {
     "not a picture": (b"hello", {}, 415, "expected JPEG, PNG, WEBP or BMP"),
     "a type that Pillow knows": (encoded(FRAME, "TIFF"), {}, 415, "expected JPEG"),
     "truncated": (PNG[: len(PNG) // 2], {}, 422, "cannot be read as an image"),
-    "a bomb": (bomb(), {}, 413, "1600000000 pixels"),
+    "a bomb": (bomb(), {}, 413, "at most 1 million: scale it down"),
     "too many pixels": (encoded(np.zeros((1001, 1000, 3), np.uint8)), {}, 413, "at most 1 million"),
     "too many scans": (b"\xff\xd8" + 101 * b"\xff\xda", {}, 422, "more than 100 scans"),
     "too large": (bytes(400_001), {}, 413, "send a smaller picture"),
@@ -175,6 +229,12 @@ def test_a_large_body_without_announcement_is_not_read_on(client: TestClient) ->
             yield bytes(10_000)
 
     assert client.post("/v1/segment", content=endless()).status_code == 413
+
+
+def test_the_address_opened_in_a_browser(client: TestClient) -> None:
+    answer = client.get("/v1/segment")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert "send the picture with POST" in answer.json()["detail"]
 
 
 def test_a_form_of_other_fields(client: TestClient) -> None:
@@ -342,11 +402,14 @@ def test_a_fault_is_an_answer_too(workers: Workers, monkeypatch: pytest.MonkeyPa
         patched.setattr(Workers, "_labels", fail)
         for _ in range(3):
             assert client.post("/v1/segment", content=PNG).status_code == 500
+            assert workers._models.qsize() == 2
     assert client.post("/v1/segment", content=PNG).status_code == 200
 
 
 def test_retry_after_grows_with_the_queue() -> None:
     queue = Queue(Limits(waiting=100, per_client=100), workers=2)
+    queue.worked(1.1)
+    assert queue._seconds == pytest.approx(0.2)  # a tenth of the way
     for _ in range(200):
         queue.worked(1.0)
     assert queue.retry_after == 1

@@ -82,6 +82,17 @@ def test_upload(opened: Page, service: Service, photo: Path, tmp_path: Path) -> 
     assert [url for url in opened.requested() if not url.startswith(own)] == []
 
 
+def test_a_tall_picture_stands_without_bars(opened: Page, photo: Path, tmp_path: Path) -> None:
+    Image.open(photo).crop((0, 0, 200, 500)).save(tmp_path / "tall.png")
+    opened.choose("#file", tmp_path / "tall.png")
+    opened.wait(LOADED)
+    width, height = opened.run(
+        "(b => [b.width, b.height])(document.querySelector('#photo').getBoundingClientRect())"
+    )
+    assert height == pytest.approx(0.75 * 900, abs=1)
+    assert width == pytest.approx(height * 200 / 500, abs=1)
+
+
 def test_keyboard(opened: Page, photo: Path) -> None:
     """Tab reaches every control in order; arrows move the overlay; each says its name."""
     opened.choose("#file", photo)

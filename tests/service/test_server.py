@@ -143,6 +143,41 @@ def test_too_large_is_told_before_it_is_sent(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
+def test_every_option_reaches_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class Asked:
+        device, count = "cpu", 3
+
+        def __init__(self, weights: str, **options: Any) -> None:
+            given.update(weights=weights, **options)
+
+    def made(workers: Any, **options: Any) -> str:
+        given.update(options)
+        return "application"
+
+    def run(app: Any, sock: Any, *, stop_seconds: float) -> None:
+        given.update(app=app, host=sock.getsockname()[0], stop_seconds=stop_seconds)
+
+    monkeypatch.setattr("fastscnn.service.workers.Workers", Asked)
+    monkeypatch.setattr("fastscnn.service.app.create_app", made)
+    monkeypatch.setattr("fastscnn.service.server.run", run)
+    options = {
+        "port": 0, "weights": "w.pth", "device": "cpu", "threads": 2, "workers": 3,
+        "size": "96x128", "max-mib": 3, "max-megapixels": 7, "max-waiting": 11,
+        "max-per-client": 5, "wait": 13, "opacity": 0.25,
+    }  # fmt: skip
+    assert main(["serve", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]) == 0
+    assert given == {
+        "weights": "w.pth", "device": "cpu", "threads": 2, "size": (96, 128), "count": 3,
+        "max_pixels": 7_000_000, "opacity": 0.25, "app": "application", "host": "127.0.0.1",
+        "stop_seconds": 13,
+        "limits": Limits(
+            body_bytes=3 * 2**20, pixels=7_000_000, waiting=11, per_client=5, wait_seconds=13
+        ),
+    }  # fmt: skip
+
+
 def test_port_in_use(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", str(service.port)]) == 2
     error = capsys.readouterr().err

@@ -176,6 +176,7 @@ CASES = (
          align_corners=True),
     case("pyramid_pool", "x-last-one-pixel", pyramid, (1, 19, 1, 1), 5, 1, order=(1, 2, 3, 6, 0)),
     case("feature_fusion", "paper", fusion, (64, 8, 8), (128, 2, 2), False, core=True),
+    case("feature_fusion", "commuted", fusion, (16, 32, 36), (32, 8, 9), False, core=True),
     case("feature_fusion", "aligned-dilation-1", fusion, (30, 7, 13), (30, 2, 4), False,
          dilation=1, align_corners=True),
     case("feature_fusion", "dense", fusion, (19, 9, 8), (30, 3, 2), True, n=3, align_corners=True),

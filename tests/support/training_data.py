@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastscnn.network.segment import torch_threads
@@ -95,3 +100,28 @@ def trainer(recipe: Recipe, data: Path, out: Path, **options: Any) -> Trainer:
     return Trainer(
         recipe, open_data(data, "train"), open_data(data, "val"), out, options=chosen, init=init
     )
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """What a run's last.pth holds."""
+    state: dict[str, Any] = torch.load(run / "last.pth", weights_only=True)
+    return state
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that imports this file."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **more}
+
+
+def start_pair(code: str, *argv: str) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one group that run Python code."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    jobs = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", code, *argv]
+        jobs.append(subprocess.Popen(command, env=environment(**group, **own)))
+    return jobs

@@ -1,4 +1,4 @@
-"""Data readers, masks by value and by colour, augmentation, the order of samples."""
+"""Data readers, masks by value and by colour, the order of samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from PIL import Image
 from training_data import COLORS, draw_pair, write_folder, write_image_folders
 
 from fastscnn.classes import CITYSCAPES_LABEL_IDS, IGNORE
-from fastscnn.training.augment import Augment, WindowAugment, center_crop, normalize
-from fastscnn.training.data import class_shares, image_folders, open_data, scan
-from fastscnn.training.loading import Order, Samples, ahead
+from fastscnn.media.frames import ImageError
+from fastscnn.training.augment import Augment
+from fastscnn.training.data import check_bad, class_shares, image_folders, open_data, scan
+from fastscnn.training.loading import Order, Samples, ahead, derive
 
 
 @pytest.fixture
@@ -117,6 +118,33 @@ def test_scan_counts_every_pixel(root: Path) -> None:
     assert found.counts.tolist() == [int((masks == c).sum()) for c in range(3)]
     assert found.sizes == {(64, 96): 8}
     assert class_shares(data, [1]) == pytest.approx([(masks[1] == c).mean() for c in range(3)])
+    assert found.ignored == 0
+
+
+def test_ignored_pixels_have_no_share(root: Path) -> None:
+    _edit_mask(root, lambda m: np.where(np.arange(64)[:, None] < 40, np.uint8(IGNORE), m))
+    data = open_data(root, "train")
+    found = scan(data)
+    rest = data[2][1][40:].numpy()
+    assert found.ignored == 40 * 96
+    assert int(found.counts.sum()) == 8 * 64 * 96 - 40 * 96
+    assert float(found.shares.sum()) == pytest.approx(1)
+    assert class_shares(data, [2]) == pytest.approx([(rest == c).mean() for c in range(3)])
+
+
+def test_a_limit_takes_images_from_all_of_them(root: Path) -> None:
+    data = open_data(root, "train")
+    assert [p.image.stem for p in data.limited(3).pairs] == ["000", "002", "005"]
+    assert data.limited(0).pairs == data.limited(9).pairs == data.pairs
+
+
+def test_joined_data_keep_both_parts_and_their_notes(root: Path) -> None:
+    one, other = open_data(root, "train"), open_data(root, "val")
+    one.notes.append("a")
+    other.notes.append("b")
+    both = one.joined(other)
+    assert both.pairs == one.pairs + other.pairs
+    assert both.notes == ["a", "b"]
 
 
 def test_rotated_photos_fit_their_masks(root: Path) -> None:
@@ -138,6 +166,14 @@ def test_many_unreadable_files_are_refused(root: Path) -> None:
         scan(open_data(root, "train"))
 
 
+def test_one_unreadable_file_in_a_hundred_is_borne() -> None:
+    check_bad(["a"], 100, "own")
+    check_bad([], 3, "own")
+    for bad, total in ((1, 99), (2, 100)):
+        with pytest.raises(ValueError, match=f"{bad} of {total} images cannot be read"):
+            check_bad(["a"] * bad, total, "own")
+
+
 def test_cityscapes_fine_and_coarse(tmp_path: Path) -> None:
     raw = np.array([[0, *CITYSCAPES_LABEL_IDS, 33, 4, 29]], np.uint8).repeat(40, 0)
     for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
@@ -156,6 +192,10 @@ def test_cityscapes_fine_and_coarse(tmp_path: Path) -> None:
         tmp_path / "gtFine/train/town/town_1_2_gtFine_labelTrainIds.png"
     )
     assert open_data(tmp_path, "train")[0][1][0].tolist() == [*range(19), 255, 255, 0, 1]
+    coarse_too = tmp_path / "gtCoarse/train/town"  # as the real data set has
+    coarse_too.mkdir(parents=True)
+    Image.fromarray(raw).save(coarse_too / "town_1_2_gtCoarse_labelIds.png")
+    assert open_data(tmp_path, "train").pairs[0].mask.parts[-4] == "gtFine"
 
 
 def test_camvid_ignores_its_twelfth_value(tmp_path: Path) -> None:
@@ -174,63 +214,6 @@ def test_image_folders_are_the_classes(tmp_path: Path) -> None:
     assert data[0][0].float().mean((1, 2)).argmax() == 2
     with pytest.raises(ValueError, match=r"test is missing"):
         image_folders(tmp_path / "in", "test")
-
-
-# Augmentation: the drawn images' colours say the class, so image and mask must stay together.
-
-
-@pytest.mark.parametrize("scale", [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0), (0.5, 2.0)], ids=str)
-def test_image_and_mask_move_together(scale: tuple[float, float]) -> None:
-    rng = np.random.default_rng(1)
-    for seed in range(6):
-        image, mask = draw_pair(rng, 97, 131)
-        generator = torch.Generator().manual_seed(seed)
-        augment = Augment((64, 80), scale)
-        x, y, _ = augment(
-            torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), generator
-        )
-        assert x.shape == (3, 64, 80)
-        assert x.dtype == y.dtype == torch.uint8
-        outside = y == IGNORE
-        assert bool((x[:, outside] == 127).all())
-        if scale == (0.5, 0.5):
-            assert float(outside.float().mean()) == pytest.approx(1 - 48 * 66 / 64 / 80, abs=0.03)
-        same = x.argmax(0) == y
-        assert float(same[~outside].float().mean()) > 0.97  # but for mixed pixels at the borders
-
-
-def test_every_part_of_the_image_is_cropped() -> None:
-    image = torch.arange(60, dtype=torch.uint8).repeat(3, 40, 1)
-    seen = set()
-    for seed in range(60):
-        generator = torch.Generator().manual_seed(seed)
-        x, _, factors = Augment((32, 32), (1.0, 1.0), flip=False)(
-            image, torch.zeros(40, 60, dtype=torch.uint8), generator
-        )
-        seen |= {int(x.min()), int(x.max())}
-        assert float(factors.sub(1).abs().max()) <= 0.4
-    assert min(seen) == 0
-    assert max(seen) == 59
-
-
-def test_normalize_applies_the_factors_first() -> None:
-    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    factors = torch.tensor([[1.0, 0.5, 2.0], [1.2, 1.0, 0.9]])
-    x = normalize(images, factors, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    for c, (mean, std) in enumerate(zip((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), strict=True)):
-        colored = (images[:, c].double() * factors[:, c, None, None]).clamp(0, 255)
-        assert torch.allclose(x[:, c].double(), (colored / 255 - mean) / std, atol=1e-5)
-
-
-def test_windows_and_middle_crops_have_the_crop_size() -> None:
-    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
-    for seed in range(5):
-        x, _ = WindowAugment(Augment((32, 48), (0.3, 1.0)))(
-            image, torch.Generator().manual_seed(seed)
-        )
-        assert x.shape == (3, 32, 48)
-    assert center_crop(image, (32, 48)).shape == (3, 32, 48)
-    assert center_crop(image[:, :20, :20], (32, 48)).shape == (3, 32, 48)
 
 
 # The order of samples
@@ -273,6 +256,30 @@ def test_samples_depend_on_nothing_but_seed_epoch_and_index(root: Path) -> None:
     samples = Samples(lambda i, g: augment(*data[i], g), len(data), 1)
     assert torch.equal(samples[0, 3][0][0], samples[0, 3][0][0])
     assert not torch.equal(samples[0, 3][0][0], samples[1, 3][0][0])
+
+
+def test_a_batch_may_hold_all_images() -> None:
+    (only,) = Order(8, 8, 1, seed=1)
+    assert sorted(only) == [(0, i) for i in range(8)]
+
+
+def test_a_seed_follows_from_all_of_its_parts() -> None:
+    seeds = [derive(1, 23), derive(12, 3), derive(123), derive(1, 2, 3), derive(3, 2, 1)]
+    assert len(set(seeds)) == 5
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert derive(1, 23) == seeds[0]
+
+
+def test_an_unreadable_last_image_gives_way_to_the_first() -> None:
+    def make(index: int, _: torch.Generator) -> int:
+        if index == 4:
+            raise ImageError("4.png: cut short")
+        assert 0 <= index < 4
+        return index
+
+    samples = Samples(make, 5, seed=0)
+    assert samples[0, 4] == (0, ["4.png: cut short"], "")
+    assert samples[0, 3] == (3, [], "")
 
 
 def test_ahead_keeps_the_order() -> None:

@@ -59,6 +59,17 @@ def test_black_and_white_masks_of_another_kind_need_no_word(tmp_path: Path, mode
     assert counts(root) == [512, 512]
 
 
+def test_one_bit_masks_are_black_and_white(tmp_path: Path) -> None:
+    """Their values 0 and 1 are classes, or the classes of those colours in another order."""
+    about = {"classes": ["a", "b"], "colors": [WHITE, BLACK]}
+    masks = [box(0, 255, "1")]
+    with pytest.raises(ValueError, match=r"value 0 is class 'a' as a class index but class 'b'"):
+        open_data(write_masks(tmp_path / "unsaid", masks, **about), "train")
+    for said, rows in (("indices", [0, 1]), ("colors", [1, 0])):
+        root = write_masks(tmp_path / said, masks, **about, masks=said)
+        assert open_data(root, "train")[0][1][[0, 31], 0].tolist() == rows
+
+
 def test_a_value_that_is_no_index_decides_for_all_masks_of_all_splits(tmp_path: Path) -> None:
     about = {"classes": ["a", "b", "c"], "colors": [WHITE, BLACK, GREY]}
     root = write_masks(tmp_path, [box(0, 255), box(255, 255)], **about)
@@ -83,6 +94,30 @@ def test_a_palette_in_another_order_must_be_explained(tmp_path: Path) -> None:
     mask = open_data(root, "train")[0][1]
     assert (mask[:16] == 1).all()
     assert (mask[16:] == 0).all()
+
+
+def test_a_palette_of_other_colours_holds_indices(tmp_path: Path) -> None:
+    """Such as PASCAL's, which labelling tools put into every mask."""
+    mask = box(0, 2).convert("P")
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    root = write_masks(tmp_path, [mask], classes=["a", "b", "c"], colors=COLORS)
+    assert counts(root) == [512, 0, 512]
+
+
+def test_an_rgb_mask_says_which_colours_are_unknown(tmp_path: Path) -> None:
+    """Also one above all that are known, and one that differs in blue or green alone."""
+    colors = [[0, 0, 10], [0, 0, 200], [0, 7, 10]]
+    about = {"classes": ["a", "b", "c"], "colors": colors, "ignore_colors": [[9, 9, 9]]}
+    picture = np.array([*colors, [9, 9, 9]], np.uint8)[:, None].repeat(32, 0).repeat(128, 1)
+    root = write_masks(tmp_path / "known", [Image.fromarray(picture)], **about)
+    data = open_data(root, "train")
+    assert data[0][1][::32, 0].tolist() == [0, 1, 2, IGNORE]
+    assert counts(root) == [4096] * 3
+    for i, color in enumerate(([255, 255, 255], [0, 0, 0], [0, 0, 11], [0, 8, 10], [1, 0, 10])):
+        picture[5, 5] = color
+        root = write_masks(tmp_path / str(i), [Image.fromarray(picture)], **about)
+        with pytest.raises(ValueError, match="has colours #{:02x}{:02x}{:02x} that".format(*color)):
+            counts(root)
 
 
 def test_indices_in_the_red_channel(tmp_path: Path) -> None:

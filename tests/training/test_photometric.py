@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastscnn.training.augment import Augment, uniform
@@ -40,7 +42,9 @@ def test_the_defaults_change_nothing_and_draw_nothing() -> None:
 def test_gamma_is_a_power_of_the_values(gamma: float) -> None:
     image = picture()
     expected = (255 * (image.double() / 255) ** gamma).round()
-    assert (changed(Photometric(gamma=(gamma, gamma))).double() - expected).abs().max() <= 1
+    difference = changed(Photometric(gamma=(gamma, gamma))).double() - expected
+    assert difference.abs().max() <= 1
+    assert difference.abs().mean() < 0.01  # float32's rounding at a tie, no more
     assert torch.equal(gamma_table(gamma)[image.long()].double(), expected)
 
 
@@ -65,6 +69,7 @@ def test_contrast_keeps_the_mean() -> None:
 
 def test_colours_turn_about_grey_and_keep_their_brightness() -> None:
     red, green, blue = torch.eye(3)
+    assert LUMA.tolist() == pytest.approx([0.299, 0.587, 0.114])  # ITU-R BT.601
     assert torch.allclose(color_matrix(1, 0), torch.eye(3), atol=1e-6)
     assert torch.allclose(color_matrix(1, 120) @ red, green, atol=1e-6)
     assert torch.allclose(color_matrix(1, 240) @ red, blue, atol=1e-6)
@@ -77,6 +82,31 @@ def test_saturation_and_hue_leave_grey_pictures_alone() -> None:
     grey = picture()[:1].expand(3, -1, -1)
     difference = changed(Photometric(saturation=1.0, hue=180), 1, grey).int() - grey.int()
     assert difference.abs().max() <= 1
+
+
+def test_hue_turns_both_ways() -> None:
+    """A red turns to yellow (more green) as often as to magenta (more blue)."""
+    red = torch.tensor([150, 60, 60], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
+    turned = [changed(Photometric(hue=30.0), s, red)[:, 0, 0].int() for s in range(100)]
+    ways = [int(x[1] - x[2]) for x in turned]
+    assert 35 <= sum(w > 0 for w in ways) <= 65
+    assert abs(max(ways) + min(ways)) < 6
+
+
+def test_jpeg_qualities_begin_at_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    write = Image.Image.save
+
+    def save(self: Image.Image, file: Any, kind: str, quality: int) -> None:
+        drawn.append(quality)
+        write(self, file, kind, quality=quality)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    for seed in range(100):
+        changed(Photometric(jpeg=60), seed)
+    assert 35 <= len(drawn) <= 65
+    assert 60 <= min(drawn) < 66
+    assert 89 < max(drawn) <= 95
 
 
 def test_noise_is_as_strong_as_said_and_on_half_of_the_images() -> None:

@@ -6,14 +6,19 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_data import command, tiny, trainer, write_folder
 
 from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.files import save
+from fastscnn.classes import Classes
 from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.load import load
 from fastscnn.training.data import open_data
+from fastscnn.training.evaluate import Result, confusion
 from fastscnn.training.loading import Order
 
 
@@ -110,13 +115,25 @@ def test_evaluate_counts_sequences_and_gammas_apart(
         found: dict[str, object] = json.loads((tmp_path / "r.json").read_text())
         return found
 
-    both = numbers("--split", "train,val", "--sequences", "B", "--gamma", 1, 0.3)
+    def miou(gamma: float) -> float:
+        """Of sequence B of both splits, its frames raised to a power by NumPy."""
+        total = np.zeros((3, 3), np.int64)
+        for path in sorted(root.glob("*/images/B_*.png")):
+            frame = (255 * (np.array(Image.open(path)) / 255) ** gamma).round().astype(np.uint8)
+            truth = np.array(Image.open(path.parents[1] / "masks" / path.name))
+            labels = load(tmp_path / "w.safetensors", device="cpu").segment(frame)
+            total += confusion(truth, labels, 3)
+        return Result(Classes.numbered(3), total).miou
+
+    both = numbers("--split", "train,val", "--sequences", "B", "--gamma", 0.3, 1)
     assert both["images"] == 4
     by_gamma = both["miou_by_gamma"]
-    assert list(by_gamma) == ["1", "0.3"]  # type: ignore[call-overload]
-    assert by_gamma["1"] == both["miou"] != by_gamma["0.3"]  # type: ignore[index]
+    assert by_gamma == {g: pytest.approx(miou(float(g)), abs=1e-4) for g in ("0.3", "1")}
+    assert by_gamma["1"] == both["miou"]  # type: ignore[index]
+    assert abs(by_gamma["1"] - by_gamma["0.3"]) > 1e-3  # type: ignore[index]
     assert f"0.3: {100 * by_gamma['0.3']:.2f} %" in capsys.readouterr().out  # type: ignore[index]
     assert numbers("--sequences", "C")["images"] == 2
+    assert numbers("--sequences", "B_val0", "--sequence", "[^.]+")["images"] == 1
     with pytest.raises(ValueError, match="--gamma"):
         numbers("--gamma", 0)
     with pytest.raises(ValueError, match="no sequence 'A'"):

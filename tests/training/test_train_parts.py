@@ -22,8 +22,10 @@ from training_data import (
 from fastscnn import FastSCNN
 from fastscnn.training.losses import Losses
 from fastscnn.training.optimize import learning_rate, parameter_groups, update_average
+from fastscnn.training.progress import Progress
 from fastscnn.training.recipe import Recipe
-from fastscnn.training.run_folder import RunFolder
+from fastscnn.training.report import Report
+from fastscnn.training.run_folder import RunFolder, read_log
 
 # Recipes
 
@@ -47,6 +49,16 @@ def test_changes_come_as_values_or_as_texts() -> None:
     assert (recipe.crop, recipe.scale, recipe.flip) == ((64, 96), (0.5, 1.0), False)
     assert (recipe.lr, recipe.size, recipe.batch) == (1.0, (), 8)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_recipes_differ_in_all_but_how_often_they_validate() -> None:
+    one = tiny(epochs=2, lr=0.5, val_every=1)
+    assert one.differences(tiny(epochs=2, lr=0.5, val_every=7)) == []
+    assert one.differences(tiny(epochs=3, lr=0.5)) == ["epochs 2, there 3"]
+    assert one.differences(tiny(epochs=2, lr=0.25, seed=1)) == [
+        "lr 0.5, there 0.25",
+        "seed 0, there 1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,61 @@ def test_the_average_moves_by_its_decay() -> None:
     assert average.num_batches_tracked == 7
 
 
+@pytest.mark.parametrize(("step", "kept"), [(0, 1 / 10), (8, 9 / 18), (71, 72 / 81), (200, 0.9)])
+def test_the_average_follows_faster_in_the_first_steps(step: int, kept: float) -> None:
+    average, model = nn.Linear(1, 1), nn.Linear(1, 1)
+    nn.init.ones_(average.weight)
+    nn.init.zeros_(model.weight)
+    update_average(average, model, 0.9, step)
+    assert float(average.weight.detach()) == pytest.approx(kept)
+
+
+# What a person reads
+
+
+def test_progress_counts_each_epoch_by_itself() -> None:
+    progress = Progress()
+    for epoch, (took, waited, loss) in enumerate([(2.0, 1.0, 0.75), (4.0, 0.5, 0.25)], 1):
+        for _ in range(2):
+            progress.count(took, waited)
+            progress.loss_sum += loss
+            progress.losses += 1
+        progress.finish_epoch(epoch, 4, 0.5, {"miou": 0.25}, 3.0)
+    common = {"lr": 0.5, "miou": 0.25, "skipped": 0}
+    assert progress.rows == [
+        {"epoch": 1, "step": 2, "images": 8, "loss": 0.75, "images_per_second": 2.0,
+         "data_wait": 0.5, "seconds": 7.0, **common},
+        {"epoch": 2, "step": 4, "images": 16, "loss": 0.25, "images_per_second": 1.0,
+         "data_wait": 0.125, "seconds": 11.0, **common},
+    ]  # fmt: skip
+    assert progress.total_seconds == 18
+
+
+def test_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(tiny(epochs=4), steps_per_epoch=2, shown=True)
+    row = {"epoch": 1, "loss": 0.5, "skipped": 2, "images_per_second": 12.5, "data_wait": 0.25}
+    report.epoch(row, {"miou": 0.5, "pixel_accuracy": 0.75}, 0.5, 3, 600.0)
+    report.epoch({**row, "epoch": 2}, {"miou": 0.25}, 0.5, 0, 1200.0)
+    report.epoch({**row, "epoch": 4, "skipped": 0}, {}, 0.5, 0, 4800.0)
+    speed = "12.5 images/s, 25 % of the time waiting for data"
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/4  loss 0.5000  mIoU 50.00 %  pixel accuracy 75.00 %  best so far  "
+        f"3 validation files unreadable  2 training files skipped  {speed}  30 min left",
+        "epoch 2/4  loss 0.5000  mIoU 25.00 %  (best 50.00 %)  2 training files skipped  "
+        f"{speed}  20 min left",
+        f"epoch 4/4  loss 0.5000  {speed}  1 h 20 min in all",
+    ]
+
+
+def test_the_pace_is_the_median_without_the_first_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = Report(tiny(epochs=50), steps_per_epoch=2, shown=True)
+    for step, took in enumerate([90, 90, 90, 2, 3, 1, 2, 50], 1):
+        report.step(step, 0.5, 0.1, took, 0.0)
+    assert "pace     2 s a step: 3 min to go" in capsys.readouterr().out
+
+
 # The folder
 
 
@@ -205,6 +272,26 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
         folder.write_state({"x": torch.zeros(3)})
     assert folder.state.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_log_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_log([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "miou": 0.75}])
+    before = (tmp_path / "log.csv").read_bytes()
+    assert before == b"epoch,loss,miou\r\n1,0.5,\r\n2,0.25,0.75\r\n"
+    assert read_log(tmp_path) == [
+        {"epoch": 1, "loss": 0.5},
+        {"epoch": 2, "loss": 0.25, "miou": 0.75},
+    ]
+
+    class Full:
+        def __str__(self) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_log([{"epoch": 1}, {"epoch": Full()}])
+    assert (tmp_path / "log.csv").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
 
 
 def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@
 #include "fastscnn/fastscnn.h"
 
 namespace fastscnn {
+// Apart from the names inside the library, which a static one shows to the linker.
+inline namespace cpp {
 
 class Error : public std::runtime_error {
   public:
@@ -109,4 +111,5 @@ class Network {
     std::unique_ptr<fastscnn_network, Destroy> network_;
 };
 
+}  // namespace cpp
 }  // namespace fastscnn

@@ -29,6 +29,7 @@ function show(answer) {
   $("labels").alt = "Label map: " + answer.classes
     .map((c) => `${c.name} ${percent(c.share)}`).join(", ");
   $("save").href = answer.picture;
+  fit(answer.width, answer.height);
   $("legend").replaceChildren(...answer.classes.map(legendRow));
   const { wait, ...stages } = answer.milliseconds;
   const rows = Object.entries(stages);
@@ -41,6 +42,8 @@ function show(answer) {
   return `${answer.width} x ${answer.height}: ${first.name} covers ${percent(first.share)}; ` +
     `network ${answer.milliseconds.network.toFixed(0)} ms, ${answer.total.toFixed(0)} ms with sending.`;
 }
+
+const fit = (width, height) => $("stage").style.setProperty("--aspect", width / height);
 
 function legendRow(c) {
   const swatch = element("span", "", "swatch");
@@ -101,6 +104,7 @@ async function startLive() {
     return fail(new Error(`The camera cannot be used: ${error.message}`));
   }
   $("labels").removeAttribute("src");
+  fit(video.videoWidth, video.videoHeight);
   $("photo").hidden = true;
   video.hidden = $("result").hidden = false;
   $("live").setAttribute("aria-pressed", "true");
@@ -131,6 +135,7 @@ function stopLive() {
   $("video").hidden = true;
   $("photo").hidden = false;
   if (!$("photo").src) $("result").hidden = true;
+  else fit($("photo").naturalWidth, $("photo").naturalHeight);
   $("live").setAttribute("aria-pressed", "false");
   $("live").textContent = "Live camera";
   $("status").textContent = "";

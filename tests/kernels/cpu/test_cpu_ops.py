@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,7 @@ from torch import Tensor
 
 from fastscnn_kernels import reference
 from fastscnn_kernels.cpu import operations as cpu
+from fastscnn_kernels.cpu import pack
 from fastscnn_kernels.extension import device_info
 
 ISAS = device_info()["cpu_instruction_sets"]
@@ -242,6 +248,19 @@ def test_fuzz() -> None:
         check("dsconv", x, *weights, stride=stride, dilation=pick(1, 5))
 
 
+def test_nothing_beside_a_tensor_is_touched() -> None:
+    """Inputs and outputs lie at pages without access: a load past the end of a row ends it."""
+    here = Path(__file__).parent
+    paths = [str(here.parents[2]), str(here.parents[1] / "support")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, here / "guarded_pages.py"], env=env, capture_output=True, text=True
+    )
+    cases = done.stdout.splitlines()
+    assert done.returncode == 0, f"{cases[-1:]}\n{done.stderr}"
+    assert {name.split()[-1] for name in cases} >= {*ISAS, *BF16_ISAS}
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(7, 13), (35, 61)], ids=str)  # whole hidden map; bands of rows
@@ -255,6 +274,14 @@ def test_any_thread_count_gives_the_same_bits(
         one = cpu.inverted_residual(x, *weights, **options, threads=1)
         shared = cpu.inverted_residual(x, *weights, **options, threads=threads)
         assert torch.equal(one, shared)
+
+
+def test_a_workspace_for_each_thread() -> None:
+    """Its scratch memory and helpers serve one operation at a time."""
+    own = pack.workspace()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(pack.workspace).result() is not own
+    assert pack.workspace() is own
 
 
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -285,6 +312,11 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "threads=0",
     ),
+    "dilation": (
+        lambda: cpu.depthwise_conv(tensor(1, 4, 2, 2), *depthwise(4), dilation=0),
+        ValueError,
+        "dilation=0",
+    ),
     "isa": (
         lambda: cpu.pointwise_conv(tensor(1, 4, 2, 2), *dense(4, 4), isa="mmx"),
         ValueError,
@@ -296,6 +328,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ),
         ValueError,
         "residual=True",
+    ),
+    "residual's height": (
+        lambda: cpu.pointwise_conv(tensor(1, 4, 3, 2), *dense(4, 4), residual=tensor(1, 4, 2, 2)),
+        ValueError,
+        r"residual has shape \(1, 4, 2, 2\), expected \(1, 4, 3, 2\)",
+    ),
+    "low's batch": (
+        lambda: cpu.feature_fusion(
+            *(tensor(2, 4, 4, 4), tensor(1, 4, 2, 2)), *depthwise(4), *dense(4, 4), *dense(4, 4)
+        ),
+        ValueError,
+        "images in low",
     ),
 }
 

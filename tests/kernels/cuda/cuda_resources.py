@@ -136,6 +136,8 @@ def kernel_name(mangled: str) -> tuple[str, str]:
     assert name is not None, mangled
     assert kind is not None, mangled
     values = re.findall(r"L([ib])(\d+)E", mangled)
+    if not values:
+        return name[1], kind[1]
     words = [("false", "true")[int(v)] if t == "b" else v for t, v in values]
     if name[1] == "inverted_residual":
         return f"{name[1]}<{words[0]} x 8, stride {words[1]}, {words[2]}>", kind[1]

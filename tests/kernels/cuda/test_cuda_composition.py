@@ -63,12 +63,11 @@ def chosen(op: str = "dsconv", kernels: str = "auto") -> dict[torch.dtype, str]:
 def test_cuda_for_its_blocks_and_triton_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, capability=(9, 0), missing="")
     assert chosen() == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "triton"}
-    assert chosen("feature_fusion") == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
+    assert chosen("softmax_head") == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
     assert chosen(kernels="cuda") == chosen()
     assert chosen(kernels="triton") == dict.fromkeys((HALF, BFLOAT, SINGLE), "triton")
     assert str(composition.on(DEVICE)) == (
-        "CUDA C++ for argmax_head, dsconv, inverted_residual, learning_to_downsample in float16 "
-        "and bfloat16; Triton for the rest"
+        "CUDA C++ from frame to labels in float16 and bfloat16; Triton for the rest"
     )
 
 
@@ -92,7 +91,13 @@ def test_pytorch_beside_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, capability=(7, 5), missing="")
     assert chosen() == {HALF: "cuda", BFLOAT: "torch", SINGLE: "torch"}
     assert chosen("argmax_head") == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "torch"}
-    assert chosen("pyramid_pool") == dict.fromkeys((HALF, BFLOAT, SINGLE), "torch")
+    assert chosen("pyramid_pool") == {HALF: "cuda", BFLOAT: "torch", SINGLE: "torch"}
+
+
+def test_an_a100_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.0 is the first capability that does, and that Triton serves."""
+    pretend(monkeypatch, capability=(8, 0), missing="")
+    assert chosen() == {HALF: "cuda", BFLOAT: "cuda", SINGLE: "triton"}
 
 
 def test_training_runs_in_pytorch_on_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,18 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda_host"))
 
 import compiled
 from host import running_on
-from op_cases import Case, bottleneck, case, check, downsample, head, separable, with_head
+from op_cases import (
+    Case,
+    bottleneck,
+    case,
+    check,
+    downsample,
+    fusion,
+    head,
+    pyramid,
+    separable,
+    with_head,
+)
 
 from fastscnn_kernels import reference
 from fastscnn_kernels.cuda import operations as cuda
@@ -82,6 +93,22 @@ CASES = (
     case("learning_to_downsample", "one-window", downsample, (1, 3, 3), 0),
     case("learning_to_downsample", "unaligned", unaligned_downsample, (1, 39, 43)),
     case("learning_to_downsample", "float-nchw", float_downsample, (2, 35, 43)),
+    case("pyramid_pool", "paper", pyramid, (1, 128, 8, 16), 32, 1, core=True),
+    case("pyramid_pool", "join-3x3", pyramid, (2, 48, 7, 13), 16, 3),
+    case("pyramid_pool", "paddle-order-aligned", pyramid, (1, 24, 5, 70), 7, 3,
+         order=(0, 6, 3, 2, 1), align_corners=True),
+    case("pyramid_pool", "x-last-one-pixel", pyramid, (1, 8, 1, 1), 5, 1, order=(1, 2, 3, 6, 0)),
+    case("pyramid_pool", "wide-aligned", pyramid, (1, 136, 9, 5), 32, 1, align_corners=True),
+    case("feature_fusion", "paper", fusion, (64, 24, 44), (128, 6, 11), False, core=True),
+    case("feature_fusion", "paper-odd", fusion, (64, 31, 43), (96, 8, 11), False),
+    case("feature_fusion", "tramac", fusion, (64, 15, 29), (128, 4, 7), False, dilation=1,
+         align_corners=True),
+    case("feature_fusion", "mmseg", fusion, (64, 9, 18), (40, 3, 5), False, dilation=1),
+    case("feature_fusion", "dense", fusion, (72, 12, 20), (24, 3, 5), True, n=2,
+         align_corners=True),
+    case("feature_fusion", "dilation-3-shrink", fusion, (8, 9, 7), (8, 11, 20), False, dilation=3),
+    case("feature_fusion", "dilation-2", fusion, (136, 8, 16), (136, 2, 4), False, dilation=2),
+    case("feature_fusion", "one-pixel", fusion, (8, 1, 1), (8, 1, 1), False, n=2),
     case("argmax_head", "x8", head, (1, 19, 5, 18), (40, 144), False, core=True),
     case("argmax_head", "x8-smooth", smooth, (2, 19, 9, 19), (72, 152), False, core=True),
     case("argmax_head", "x8-aligned-smooth", smooth, (1, 11, 6, 7), (41, 49), True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,23 @@ from tolerance import assert_close
 import fastscnn_kernels
 from fastscnn.inference.fold import Conv, fold
 from fastscnn.inference.gpu_runtime import GpuRuntime
+from fastscnn.network.config import PRESETS
+from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import reference
-from fastscnn_kernels.composition import Composition, _Twins
+from fastscnn_kernels.composition import Composition
 from fastscnn_kernels.cuda import operations as cuda
 
 TYPES = tuple(cuda.TYPES)
+
+
+class _Nothing:
+    """Where CUDA C++ is to do all, no other operation is asked for."""
+
+    def __getattr__(self, op: str) -> Any:
+        raise AssertionError(f"{op} is left to Triton or PyTorch")
+
+
+ALONE = Composition(_Nothing(), "triton", TYPES)
 
 
 @pytest.mark.parametrize("preset", ["paper", pytest.param("tramac", marks=pytest.mark.slow)])
@@ -31,8 +44,7 @@ def test_scores_equal_the_reference(preset: str) -> None:
     model = trained_for_a_moment(preset, 19)
     frame = torch.randint(0, 256, (1, 67, 90, 3), dtype=torch.uint8)
     x = model.preprocess(frame)
-    ops = Composition(_Twins(), "torch", TYPES)
-    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ops)
+    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ALONE)
     with running_on(compiled.load(), seed=2), torch.no_grad():
         scores = runtime.scores(frame)
         labels = runtime.labels(frame)
@@ -41,6 +53,43 @@ def test_scores_equal_the_reference(preset: str) -> None:
         peer = model.half().scores(x.half())
     assert_close(scores, exact, peer)
     assert labels.shape == (1, 67, 90)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_needs_triton_from_frame_to_labels(preset: str, dtype: torch.dtype) -> None:
+    model = FastSCNN(19, config=PRESETS[preset]).eval()
+    runtime = GpuRuntime(fold(model), model.config, 19, dtype, ops=ALONE)
+    frame = torch.randint(0, 256, (1, 32, 40, 3), dtype=torch.uint8)
+    with running_on(compiled.load()):
+        found = runtime.outputs(frame, ("labels", "confidence"))
+    assert found["labels"].shape == (1, 32, 40)
+    assert found["confidence"].isfinite().all()
+
+
+def test_passes_with_counters_of_their_own_make_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a captured graph has them: zeroed once, and zero after every pass."""
+    model = FastSCNN(19).eval()
+    runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ALONE)
+    frame = torch.randint(0, 256, (1, 32, 40, 3), dtype=torch.uint8)
+    counters = runtime.counters()
+    assert counters is not None
+    with running_on(compiled.load()):
+        expected = runtime.labels(frame)
+        monkeypatch.setattr(cuda, "counters", None)
+        for _ in range(2):
+            got = runtime.outputs(frame, ("labels",), counters=counters)["labels"]
+            assert torch.equal(got, expected)
+            assert not counters.any()
+
+
+def test_turing_runs_the_network_in_half() -> None:
+    """Every layout within its 64 KiB."""
+    for preset in ("paper", "mmseg"):
+        model = FastSCNN(19, config=PRESETS[preset]).eval()
+        runtime = GpuRuntime(fold(model), model.config, 19, torch.float16, ops=ALONE)
+        with running_on(compiled.load(), capability=75):
+            assert runtime.labels(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 32, 32)
 
 
 def test_what_cuda_refuses_runs_in_the_rest() -> None:
@@ -107,5 +156,6 @@ def test_one_block_that_does_not_fit_leaves_the_others_in_cuda() -> None:
     ops = Composition(reference, "torch", TYPES)
     runtime = GpuRuntime(folded, model.config, 19, torch.float16, ops=ops)
     assert runtime._downsample.implementation == "torch"
-    others = (*runtime._bottlenecks, runtime._classifier1, runtime._classifier2)
+    others = (*runtime._bottlenecks, runtime._pyramid, runtime._fusion, runtime._classifier1,
+              runtime._classifier2)  # fmt: skip
     assert {block.implementation for block in others} == {"cuda"}

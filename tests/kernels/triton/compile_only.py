@@ -7,14 +7,16 @@ is never read; what they compile is measured with the tools that come with Trito
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -37,6 +39,8 @@ class Launch:
     constants: dict[str, Any]
     ptx: str
     cubin: bytes
+    params: bytes  # as the kernel reads them
+    tensors: list[torch.Tensor]  # what they point to
 
     @property
     def threads(self) -> int:
@@ -106,15 +110,37 @@ class _Launcher:
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.constants = {source.fn.arg_names[path[0]]: v for path, v in source.constants.items()}
+        self._types = tuple(source.signature.values())
 
     def __call__(self, *args: Any) -> None:
         kernel = args[6]  # what `launch_metadata` returned, see below
+        passed = list(_flat(self._types, args[9:]))
         driver._active.launches.append(
             Launch(
                 kernel.metadata.name, args[:3], kernel.metadata, self.constants,
-                kernel.asm["ptx"], kernel.asm["cubin"],
+                kernel.asm["ptx"], kernel.asm["cubin"], _packed(passed),
+                [v for _, v in passed if isinstance(v, torch.Tensor)],
             )
         )  # fmt: skip
+
+
+def _flat(types: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """(type, value) of every argument that is no constant, members of tuples one by one."""
+    for kind, value in zip(types, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _flat(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def _packed(arguments: list[tuple[str, Any]]) -> bytes:
+    """Arguments at their alignment, and two pointers to scratch memory, which there is none of."""
+    made = b""
+    for kind, value in [*arguments, ("*", 0), ("*", 0)]:
+        code = "Q" if kind.startswith("*") else {"i32": "i", "i64": "q", "fp32": "f"}[kind]
+        made += b"\0" * (-len(made) % struct.calcsize(code))
+        made += struct.pack(code, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+    return made
 
 
 class CompileOnlyDriver(DriverBase):

@@ -1,7 +1,11 @@
 // The calls of the CUDA runtime that csrc/cuda/{launch.cuh,device.cu} make, on the pretended device.
 #pragma once
 
+#include <dlfcn.h>
+
+#include <cstdint>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cuda_on_host.h"
@@ -30,6 +34,17 @@ struct cudaDeviceProp {
 namespace on_host {
 
 inline std::string finding;  // of the last launch
+
+// Launches that were written down and not run, where `recording`.
+struct Recorded {
+    int64_t function;  // offset of the kernel in this module
+    dim3 grid;
+    unsigned threads;
+    size_t shared;
+    std::string params;  // as they lie in memory
+};
+inline bool recording = false;
+inline std::vector<Recorded> recorded;
 
 }  // namespace on_host
 
@@ -93,6 +108,15 @@ template <class Params>
 cudaError_t cudaLaunchKernel(void (*kernel)(Params), dim3 grid, dim3 block, void** arguments,
                              size_t shared, cudaStream_t) {
     if (on_host::settings.code_error) return cudaError_t(on_host::settings.code_error);
+    if (on_host::recording) {
+        Dl_info about{};
+        dladdr(reinterpret_cast<const void*>(kernel), &about);
+        const auto at = reinterpret_cast<const char*>(kernel);
+        on_host::recorded.push_back(
+            {at - static_cast<const char*>(about.dli_fbase), grid, block.x, shared,
+             std::string(static_cast<const char*>(arguments[0]), sizeof(Params))});
+        return cudaSuccess;
+    }
     try {
         on_host::run(grid, block.x, int(shared),
                      [&] { kernel(*static_cast<Params*>(arguments[0])); });

@@ -3,8 +3,10 @@
 
 #include "argmax_head.cuh"
 #include "dsconv.cuh"
+#include "feature_fusion.cuh"
 #include "inverted_residual.cuh"
 #include "learning_to_downsample.cuh"
+#include "pyramid_pool.cuh"
 
 using namespace fastscnn;
 
@@ -36,6 +38,7 @@ int main() {
     line("dsconv<64, true>", DsconvLayout<64>::kThreads, DsconvLayout<64>::bytes(1, 1, false));
     line("dsconv<128, false>", DsconvLayout<128>::kThreads, DsconvLayout<128>::bytes(2, 1, false));
     line("dsconv<128, true>", DsconvLayout<128>::kThreads, DsconvLayout<128>::bytes(1, 1, true));
+    line("feature_fusion", FeatureFusionLayout::kThreads, FeatureFusionLayout::bytes(4, 128));
     inverted_residual<8, 1, 64>(64);
     inverted_residual<8, 1, 96>(96);
     inverted_residual<8, 1, 128>(128);
@@ -49,4 +52,8 @@ int main() {
     using Small = LearningToDownsampleLayout<4, 4>;
     line("learning_to_downsample<4 x 8>", Large::kThreads, Large::kBytes);
     line("learning_to_downsample<4 x 4>", Small::kThreads, Small::kBytes);
+    // The paper's branches: 4 grids, 50 cells, 32 channels each.
+    line("pool_join<1>", PoolJoinLayout<1>::kThreads, PoolJoinLayout<1>::bytes(128, 32, 4, 50));
+    line("pool_join<3>", PoolJoinLayout<3>::kThreads, PoolJoinLayout<3>::bytes(128, 32, 4, 50));
+    line("pool_rows", PoolRowsLayout::kThreads, PoolRowsLayout::kBytes);
 }

@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "cuda_on_host.h"
+#include "cuda_runtime.h"
 
 PYBIND11_MODULE(cuda_on_host, m) {
     fastscnn::bind_cuda(m);
@@ -15,4 +16,14 @@ PYBIND11_MODULE(cuda_on_host, m) {
     });
     m.def("clear_buffers", &on_host::clear_buffers);
     m.def("add_buffer", &on_host::add_buffer);
+    m.def("record", [](bool on) { on_host::recording = on; });  // launches, instead of running them
+    m.def("recorded", [] {
+        namespace py = pybind11;
+        py::list launches;
+        for (const on_host::Recorded& r : on_host::recorded)
+            launches.append(py::make_tuple(r.function, py::make_tuple(r.grid.x, r.grid.y, r.grid.z),
+                                           r.threads, r.shared, py::bytes(r.params)));
+        on_host::recorded.clear();
+        return launches;
+    });
 }

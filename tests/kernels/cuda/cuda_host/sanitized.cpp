@@ -112,6 +112,28 @@ void run_learning_to_downsample(int h, int w) {
     expect("learning_to_downsample", learning_to_downsample(Type::kF16, p, nullptr));
 }
 
+void run_pyramid_pool(int h, int w, int c, int width, int o, int kernel) {
+    const int n = 2, wide = round_up(c, 16), narrow = round_up(width, 16), op = round_up(o, 64);
+    const int inputs = wide + 4 * narrow;
+    Halves x(int64_t(n) * h * w * c), branch(4 * wide * narrow), y(int64_t(n) * h * w * o);
+    Halves join(int64_t(kernel) * kernel * inputs * op);
+    Floats branch_bias(4 * narrow), join_bias(op), sums(int64_t(n) * h * 12 * c);
+    PyramidPoolParams p{x.data, branch.data, branch_bias.data, join.data, join_bias.data, y.data,
+                        sums.data, n, h, w, c, width, o, op, kernel, 4, {1, 2, 3, 6}, 0, 0, 0};
+    expect("pyramid_pool", pyramid_pool(Type::kF16, p, nullptr));
+}
+
+void run_feature_fusion(int h, int w, int lh, int lw, int cl, int dilation) {
+    const int n = 1, ch = 64, o = 40, op = 128, wide = round_up(cl, 64);
+    Halves high(int64_t(n) * h * w * ch), low(int64_t(n) * lh * lw * cl), taps(9 * wide);
+    Halves low_weight(wide * op), high_weight(ch * op), y(int64_t(n) * h * w * o);
+    Floats taps_bias(wide), bias(op);
+    FeatureFusionParams p{high.data, low.data, dilation ? taps.data : nullptr, taps_bias.data,
+                          low_weight.data, high_weight.data, bias.data, y.data, n, h, w, lh, lw,
+                          ch, cl, o, op, dilation, 0};
+    expect("feature_fusion", feature_fusion(Type::kF16, p, nullptr));
+}
+
 }  // namespace
 
 int main() {
@@ -125,6 +147,11 @@ int main() {
         run_inverted_residual(7, 9, 1, 24, 24);
         run_inverted_residual(9, 11, 2, 24, 40);
         run_learning_to_downsample(33, 65);
+        run_pyramid_pool(7, 13, 24, 7, 40, 3);
+        run_pyramid_pool(1, 1, 8, 32, 128, 1);
+        run_feature_fusion(24, 40, 6, 10, 72, 4);
+        run_feature_fusion(9, 7, 3, 2, 8, 1);
+        run_feature_fusion(1, 1, 1, 1, 8, 0);
     }
     return failures;
 }
