@@ -1,7 +1,7 @@
 """Markdown tables from the JSON of the CPU benchmarks.
 
 `python bench/report.py FILE.json...` prints them; `--readme` renews the README's numbers and those
-of docs/benchmarks.md.
+of docs/benchmarks.md and docs/training.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 README = Path(__file__).parent.parent / "README.md"
 DETAIL = README.parent / "docs" / "benchmarks.md"
+TRAINING = README.parent / "docs" / "training.md"
 RESULTS = Path(__file__).parent / "results"
 
 #: Operations of the paper's network at 1024x2048: (millions of multiply-adds, MB read and written
@@ -229,6 +230,18 @@ def renew(document: Path, numbers: str) -> None:
     document.write_text(before + start + numbers + end + rest.partition(end)[2])
 
 
+def training_numbers() -> str:
+    """The block of `docs/training.md`: every committed result's steps and heads."""
+    parts = []
+    for path in sorted(RESULTS.glob("training-*.json")):
+        data = json.loads(path.read_text())
+        parts.append(
+            f"{training(data['benchmarks'])}\n\nMeasured in `bench/results/{path.name}`: "
+            f"{data['machine_info']['note']}, commit {data['commit_info']['id'][:7]}.\n"
+        )
+    return "\n".join(parts)
+
+
 def operations(ms: dict[str, float]) -> str:
     whole = sum(ms.values())
     rows = []
@@ -292,5 +305,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--readme"]:
         renew(README, readme_numbers())
         renew(DETAIL, detail_numbers())
+        renew(TRAINING, training_numbers())
     else:
         main(sys.argv[1:])
