@@ -238,7 +238,7 @@ class _Canvas:
     def tree(self, rng: np.random.Generator, x: float, z: float, tall: float) -> None:
         """A trunk and a crown of some thousand leaves, dark inside and light on top."""
         self.plate(z, _Box(x - 0.16, 0.42 * tall, x + 0.16, 0), (70, 60, 50), TREE)
-        count = 600
+        count = 1200
         for ring in range(3):
             angle, r = rng.uniform(0, 2 * np.pi, count), np.sqrt(rng.uniform(0, 1, count))
             bumps = 1 + 0.14 * np.sin(5 * angle + x) + 0.08 * np.sin(11 * angle)
@@ -246,7 +246,7 @@ class _Canvas:
             py = 0.64 * tall + 0.33 * tall * r * bumps * np.sin(angle)
             light = 0.35 + 0.3 * ring + 0.3 * (py / tall - 0.5) + rng.normal(0, 0.14, count)
             green = np.clip(np.array([84, 98, 56]) * light[:, None], 12, 200).astype(int).tolist()
-            sizes = rng.uniform(0.08, 0.24, count)
+            sizes = rng.uniform(0.05, 0.16, count)
             for a, b, s, color in zip(px, py, sizes, map(tuple, green), strict=True):
                 (x0, y0), (x1, y1) = self.at(a - s, b + s, z), self.at(a + s, b - s, z)
                 self.draw.ellipse([x0, y0, x1, y1], fill=color)

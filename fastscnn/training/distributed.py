@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ def start(device: str) -> torch.device:
 
 
 def stop() -> None:
-    """Leaves the group."""
+    """Leaves the group; unless after an error, together, as gloo aborts a process whose peer closes
+    the connection first."""
     if _active():
+        if sys.exc_info()[0] is None:
+            dist.barrier()
         dist.destroy_process_group()
 
 

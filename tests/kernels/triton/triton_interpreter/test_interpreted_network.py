@@ -9,6 +9,7 @@ import torch
 from op_cases import CASES, depthwise, fusion, head, pointwise, pyramid, separable, stem
 from sanitizer import sanitized
 from tolerance import assert_close
+from training_cases import CASES as TRAINING_CASES
 
 import fastscnn_kernels.triton as kernels
 from fastscnn.inference.fold import fold
@@ -111,4 +112,5 @@ def test_bytes_moved(op: str, inputs: Any, limit: float) -> None:
 
 
 def test_every_op_has_a_case() -> None:
-    assert {c.op for c in CASES} == set(kernels.__all__)
+    cases = (*CASES, *TRAINING_CASES)
+    assert {c.op for c in cases} == set(kernels.__all__)
