@@ -35,8 +35,10 @@ file(WRITE ${PROJECT_BINARY_DIR}/fastscnn-config.cmake
      "include(\${CMAKE_CURRENT_LIST_DIR}/fastscnn-targets.cmake)\n")
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/fastscnn-config-version.cmake
                                  COMPATIBILITY SameMinorVersion)
+# Relative, so that what is installed may be moved; LIBDIR may have several folders.
+file(RELATIVE_PATH TO_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/fastscnn.pc CONTENT
-     "prefix=\${pcfiledir}/../..
+     "prefix=\${pcfiledir}/${TO_PREFIX}
 includedir=\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}
 libdir=\${prefix}/${CMAKE_INSTALL_LIBDIR}
 

@@ -44,7 +44,7 @@ def _cpu() -> list[str]:
     return [
         f"cpu: {d['cpu_instruction_set']} (of {', '.join(d['cpu_instruction_sets'])}), "
         f"{torch.get_num_threads()} threads",
-        "  float32 inference: C++ kernels; training and float16: the reference in PyTorch",
+        "  float32 inference and training: C++ kernels; float16: the reference in PyTorch",
         "  bfloat16 inference: "
         + (", ".join(d["cpu_bf16_instruction_sets"]) or "in float32, for want of AVX512-BF16"),
         "  int8 checkpoints: "

@@ -1,7 +1,8 @@
 """Fused operations on tensors; they know nothing of any network.
 
-CPU tensors run in C++, CUDA tensors in Triton; `fastscnn_kernels.reference` holds the plain-PyTorch
-twin of each. Importing this package touches no GPU and needs neither Triton nor the C++ extension.
+CPU tensors run in C++, CUDA tensors in CUDA C++ and Triton; `fastscnn_kernels.reference` holds the
+plain-PyTorch twin of each. Importing this package touches no GPU and needs neither Triton nor the
+C++ extension.
 """
 
 from fastscnn_kernels.argmax_head import argmax_head

@@ -200,6 +200,10 @@ const uint8_t* fastscnn_class_color(const fastscnn_network* network, int32_t lab
                                                                : nullptr;
 }
 
+const char* fastscnn_precision(const fastscnn_network* network) {
+    return network ? network->network.precision() : nullptr;
+}
+
 int64_t fastscnn_workspace_bytes(fastscnn_network* network) {
     return network ? network->network.bytes() : 0;
 }

@@ -57,7 +57,10 @@ using Range = std::array<double, 2>;
 struct Model {
     NetworkConfig config;
     std::vector<Conv> convs;    // one for each of conv_shapes(config); read during construction
-    std::vector<Range> ranges;  // one for each of int8_inputs(config), or none: float32
+    std::vector<Range> ranges;  // one for each of int8_inputs(config), or none
+    // Dense convolutions round what they multiply to bfloat16 where that is faster. With ranges the
+    // few that stay in floats do so anyway.
+    bool bfloat16 = false;
 };
 
 // The nine bottlenecks: output channels and stride.

@@ -15,7 +15,7 @@
 namespace fastscnn {
 namespace {
 
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kHeader = 24;
 constexpr int64_t kMaxBytes = int64_t(1) << 30;
 const char* const kTruncated = "truncated: export it again";
@@ -121,6 +121,7 @@ ModelFile::ModelFile(const void* data, size_t bytes) {
     NetworkConfig& config = model.config;
     config = read_config(in);
     working_side = in.take<int32_t>();
+    model.bfloat16 = flag(in, "bfloat16");
     in.take(config.mean.data(), 3);
     in.take(config.std.data(), 3);
     try {

@@ -1,12 +1,12 @@
 // The `.fscnn` file: what fastscnn/export/fscnn.py writes. All numbers are little-endian.
 //
 //   char[8]     "FASTSCNN"
-//   uint32      version, 1
+//   uint32      version, 2
 //   uint32      CRC-32 (that of zlib) of everything behind `size`
 //   uint64      size of the whole file in bytes
-//   int32[16]   classes, stem_padding (-1: same), dsconv_relu, bottleneck_relu6, ppm_order[5],
+//   int32[17]   classes, stem_padding (-1: same), dsconv_relu, bottleneck_relu6, ppm_order[5],
 //               ppm_join_kernel, ppm_align_corners, ffm_align_corners, head_align_corners,
-//               ffm_dense, ffm_dilation, working side (0: the frame's own size)
+//               ffm_dense, ffm_dilation, working side (0: the frame's own size), bfloat16
 //   float64[6]  mean and std of RGB in 0..1
 //   int32       number of int8 ranges: that of int8_inputs(), or 0
 //   int32       bytes of the names' text

@@ -98,6 +98,8 @@ int64_t Network::bytes() {
 
 const NetworkConfig& Network::config() const { return weights_->config; }
 
+const char* Network::precision() const { return weights_->precision(); }
+
 Plan& Network::plan(const Frames& frames, Size in, Size out) {
     const Sizes sizes{frames.batch, frames.size, in, out};
     for (auto p = plans_.begin(); p != plans_.end(); ++p)

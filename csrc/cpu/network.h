@@ -82,6 +82,8 @@ class Network {
     // Memory held besides the weights.
     int64_t bytes();
     const NetworkConfig& config() const;
+    // What its dense convolutions multiply here: "float32", "bfloat16" or "int8".
+    const char* precision() const;
 
   private:
     Plan& plan(const Frames& frames, Size in, Size out);

@@ -11,6 +11,14 @@
 
 namespace fastscnn {
 
+inline AxisView view(const Axis& a) {
+    return {a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.first.data()};
+}
+
+inline ByteAxisView view(const ByteAxis& a) {
+    return {a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.bits};
+}
+
 struct Free {
     void operator()(float* p) const { std::free(p); }
 };

@@ -115,9 +115,6 @@ void Plan::add_trunk() {
         return f.size == in && !f.bgr && f.stride == 3 * int64_t(f.size.w);
     };
     const ByteAxis rows(sizes.frame.h, in.h), cols(sizes.frame.w, in.w);
-    const auto view = [](const ByteAxis& a) {
-        return ByteAxisView{a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.bits};
-    };
     step("resize_frame", {input}, [=, &w](const Job& job, Call call) -> int64_t {
         const Frames& f = job.frames;
         if (call.scratch && (!f.pixels || direct(f, in))) return 0;

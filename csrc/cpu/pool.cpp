@@ -6,6 +6,9 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -87,7 +90,12 @@ void Pool::run(int threads, int units, Body body, const void* context) {
         for (int unit = 0; unit < units; ++unit) body(context, unit, 0);
         return;
     }
-    while (int(s.helpers.size()) < helpers) s.helpers.emplace_back([&s] { s.help(); });
+    try {
+        while (int(s.helpers.size()) < helpers) s.helpers.emplace_back([&s] { s.help(); });
+    } catch (const std::system_error&) {
+        throw std::runtime_error("threads " + std::to_string(threads) + ": the system starts " +
+                                 std::to_string(s.helpers.size() + 1) + "; ask for no more");
+    }
     {
         const std::lock_guard<std::mutex> lock(s.mutex);
         s.body = body;

@@ -19,7 +19,7 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     // Calls body(context, unit, worker) for every unit below `units`, on at most `threads` threads;
-    // worker numbers the threads from 0.
+    // worker numbers the threads from 0. Throws std::runtime_error where the system starts no more.
     void run(int threads, int units, Body body, const void* context);
 
   private:

@@ -24,17 +24,14 @@ PackedMatrix slice(const Convs& convs, int first, int n, bool bias, const std::s
     return {weight.data(), bias ? join.bias : zeros.data(), out, n, 1, isa};
 }
 
-// Beside int8, what is left of the convolutions may round to bfloat16 where that is faster.
-std::string floats_beside_int8() {
+// The instruction set of what is not in int8: the machine's best unless one is named.
+std::string floats(const Model& model, const std::string& isa) {
     const std::vector<const Kernels*> found = available_kernels_bf16();
-    return found.empty() ? "" : found[0]->name;
+    const bool rounded = model.bfloat16 || !model.ranges.empty();
+    return isa.empty() && rounded && !found.empty() ? found[0]->name : isa;
 }
 
 }  // namespace
-
-AxisView view(const Axis& a) {
-    return {a.in, a.out, a.index.data(), a.w0.data(), a.w1.data(), a.first.data()};
-}
 
 StemAxis::StemAxis(int in, int padding) {
     int after = before = padding;
@@ -65,9 +62,10 @@ PackedTaps Convs::taps(const std::string& name, const std::string& isa) const {
 
 Weights::Weights(const Model& model, const std::string& isa)
     : Weights(model, Convs(model),
-              model.ranges.empty() ? make_float_trunk(model.config, Convs(model), isa)
-                                   : make_int8_trunk(model, Convs(model), isa),
-              model.ranges.empty() || !isa.empty() ? isa : floats_beside_int8()) {}
+              model.ranges.empty()
+                  ? make_float_trunk(model.config, Convs(model), floats(model, isa))
+                  : make_int8_trunk(model, Convs(model), isa),
+              floats(model, isa)) {}
 
 Weights::Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> trunk,
                  const std::string& isa)
@@ -101,6 +99,13 @@ Weights::Weights(const Model& model, const Convs& convs, std::unique_ptr<Trunk> 
     }
     if (config.ffm_dense)
         dense_ = std::make_unique<PackedMatrix>(convs.matrix("feature_fusion.depthwise", isa));
+}
+
+const char* Weights::precision() const {
+    if (trunk->bytes()) return "int8";
+    for (const Kernels* k : available_kernels_bf16())
+        if (k == &kernels) return "bfloat16";
+    return "float32";
 }
 
 int64_t Weights::learning_to_downsample(const uint8_t* frame, const float* x, int batch, int h,

@@ -26,8 +26,6 @@ struct Map {
     uint8_t* bytes() const { return static_cast<uint8_t*>(data); }
 };
 
-AxisView view(const Axis& axis);
-
 // The convolutions of a model by name.
 class Convs {
   public:
@@ -76,6 +74,9 @@ class Weights {
                          float* y, Call call) const;
     // The dense first convolution of the fusion, which commutes with the sampling.
     int64_t dense(Map x, float* y, Call call) const;
+
+    // What the dense convolutions multiply: "float32", "bfloat16", or, most of them, "int8".
+    const char* precision() const;
 
     const NetworkConfig config;
     const Kernels& kernels;

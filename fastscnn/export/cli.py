@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastscnn.arguments import size
 from fastscnn.export.verify import verify
 from fastscnn.export.write import INPUTS, OUTPUTS, Options, export
@@ -28,6 +30,9 @@ def add_export_parsers(commands: Any) -> None:
     p.add_argument("--size", type=size, metavar="HxW", help="fix the frame's size (default: free)")
     p.add_argument("--no-resize", action="store_true", help="leave the working size out")
     p.add_argument("--for", dest="target", choices=["tensorrt"], help="keep to what it knows")
+    p.add_argument(
+        "--bf16", action="store_true", help="a .fscnn that multiplies bfloat16 where CPUs can"
+    )
     _add_frames(p, "--frames", nargs="+")
     p.add_argument("--force", action="store_true", help="overwrite an existing file")
     p.set_defaults(run=_export)
@@ -47,7 +52,8 @@ def _add_frames(p: argparse.ArgumentParser, name: str, nargs: str) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    model = load(args.weights, fused=False, device="cpu")
+    dtype = torch.bfloat16 if args.bf16 else None
+    model = load(args.weights, fused=args.bf16, device="cpu", dtype=dtype)
     options = Options(
         input=args.input,
         output=args.output,

@@ -18,18 +18,20 @@ from fastscnn.classes import Classes
 from fastscnn.export.compare import SIZES, ExportError, Row
 from fastscnn.inference.cpu_runtime import CpuRuntime
 from fastscnn.inference.fold import fold
-from fastscnn.inference.ranges import check_ranges, int8_inputs
+from fastscnn.inference.ranges import Ranges, check_ranges, int8_inputs
 from fastscnn.media.demo import street_scene
-from fastscnn.network.config import FastSCNNConfig
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import extension
+from fastscnn_kernels.cpu import pack as cpu_pack
 
 MAGIC = b"FASTSCNN"
-VERSION = 1
+VERSION = 2
 
 
 def export_fscnn(model: FastSCNN, path: Path, *, force: bool = False) -> list[Row]:
-    """Write a float32 model on the CPU, with the int8 ranges of its card if it has some.
+    """Write a model on the CPU, with the int8 ranges of its card if it has some.
+
+    One that was loaded with `dtype=torch.bfloat16` runs so from the file, too, and without ranges.
 
     Before the file gets its name it is read by what will read it, whose labels of drawn frames must
     equal the model's; those checks are returned. Raises FileExistsError, ValueError naming what
@@ -52,9 +54,8 @@ def encode(model: FastSCNN) -> bytes:
     """The bytes of the file."""
     config, card = model.config, model.card or Card(num_classes=model.num_classes)
     classes = Classes.for_count(model.num_classes, card.classes, card.colors)
-    if card.ranges:
-        check_ranges(card.ranges, config)
-    ranges = [card.ranges[name] for name in int8_inputs(config)] if card.ranges else []
+    spans = _ranges(model)
+    ranges = [spans[name] for name in int8_inputs(config)] if spans else []
     names = b"".join(name.replace("\0", "").encode() + b"\0" for name in classes.names)
     weights = [t for conv in _convs(model) for t in conv]
     for t in weights:
@@ -62,7 +63,7 @@ def encode(model: FastSCNN) -> bytes:
             raise ValueError("the model has weights that are no finite numbers: train it anew")
     body = b"".join(
         [
-            _config(config, model.num_classes, min(card.size) if card.size else 0),
+            _config(model, min(card.size) if card.size else 0),
             struct.pack("<2i", len(ranges), len(names)),
             *(struct.pack("<2d", *span) for span in ranges),
             bytes(v for color in classes.colors for v in color),
@@ -77,8 +78,8 @@ def encode(model: FastSCNN) -> bytes:
 def check(model: FastSCNN, data: bytes) -> list[Row]:
     """Labels of drawn frames by the file's reader, against the model's on this machine's CPU."""
     file = extension.load().Network.from_file(data)
-    ranges = model.card.ranges if model.card else None
-    own = CpuRuntime(fold(model), model.config, model.num_classes, ranges=ranges)
+    isa = cpu_pack.bf16_instruction_set() if is_bfloat16(model) else ""
+    own = CpuRuntime(fold(model), model.config, model.num_classes, isa=isa, ranges=_ranges(model))
     rows = []
     for h, w in SIZES:
         frame = torch.from_numpy(street_scene(h, w, 0)).contiguous()
@@ -90,9 +91,23 @@ def check(model: FastSCNN, data: bytes) -> list[Row]:
     return rows
 
 
-def _config(config: FastSCNNConfig, classes: int, working_side: int) -> bytes:
+def is_bfloat16(model: FastSCNN) -> bool:
+    """Whether it was loaded to multiply bfloat16 on a CPU."""
+    return getattr(model, "cpu_products", torch.float32) == torch.bfloat16
+
+
+def _ranges(model: FastSCNN) -> Ranges:
+    """Those that the file holds; as in Python, products of bfloat16 need none."""
+    if is_bfloat16(model) or not model.card or not model.card.ranges:
+        return {}
+    check_ranges(model.card.ranges, model.config)
+    return model.card.ranges
+
+
+def _config(model: FastSCNN, working_side: int) -> bytes:
+    config = model.config
     numbers = (
-        classes,
+        model.num_classes,
         -1 if config.stem_padding == "same" else config.stem_padding,
         config.dsconv_relu,
         config.bottleneck_activation == "relu6",
@@ -104,8 +119,9 @@ def _config(config: FastSCNNConfig, classes: int, working_side: int) -> bytes:
         config.ffm_kernel == "dense",
         config.ffm_dilation,
         working_side,
+        is_bfloat16(model),
     )
-    return struct.pack("<16i6d", *(int(v) for v in numbers), *config.mean, *config.std)
+    return struct.pack("<17i6d", *(int(v) for v in numbers), *config.mean, *config.std)
 
 
 def _convs(model: FastSCNN) -> list[tuple[np.ndarray, np.ndarray]]:

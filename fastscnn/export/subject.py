@@ -119,13 +119,13 @@ def network_maps(net: FastSCNN, x: Tensor) -> list[tuple[str, tuple[int, ...], n
 
 
 def _of_engine_file(path: Path) -> Subject:
-    """A .fscnn, run by the C++ engine to logits; csrc/cpu/model_file.h has the format."""
+    """A .fscnn, run by the C++ engine to logits."""
     data = path.read_bytes()
     try:
         engine = extension.load().Network.from_file(data)
     except RuntimeError as error:
         raise ValueError(f"{path}: {error}") from None
-    classes, *_, side = struct.unpack("<16i", data[24:88])
+    classes, *_, side = struct.unpack("<16i", data[24:88])  # model_file.h has the format
 
     def logits(frames: np.ndarray) -> np.ndarray:
         frames = np.ascontiguousarray(frames)
@@ -136,7 +136,8 @@ def _of_engine_file(path: Path) -> Subject:
         engine.run(source, inside, (h, w), {"logits": found.ctypes.data}, 0.0, 1)
         return found
 
-    return Subject("frame", None, None, side or None, logits, lambda frames: [])
+    half = engine.precision == "bfloat16"
+    return Subject("frame", None, None, side or None, logits, lambda frames: [], half=half)
 
 
 def of_onnx(model: Any, name: str) -> Subject:

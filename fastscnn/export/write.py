@@ -13,7 +13,7 @@ import torch
 
 from fastscnn.checkpoints.formats import write_atomically
 from fastscnn.export.compare import ExportError, Reference, Row, judge, look, pictures
-from fastscnn.export.fscnn import export_fscnn
+from fastscnn.export.fscnn import export_fscnn, is_bfloat16
 from fastscnn.export.program import build_program
 from fastscnn.export.subject import Subject, need, of_onnx, of_program
 from fastscnn.inference.fold import fold
@@ -45,7 +45,7 @@ class Options:
 def export(
     model: FastSCNN, path: Path, options: Options = Options(), *, force: bool = False
 ) -> list[Row]:
-    """Write a float32 model on the CPU as .onnx, .pt2 or .fscnn and return the checks it passed.
+    """Write a model on the CPU as .onnx, .pt2 or .fscnn and return the checks it passed.
 
     Raises ImportError naming the extra, FileExistsError, ValueError, or ExportError where the file
     differs from the model; then nothing was written.
@@ -56,6 +56,8 @@ def export(
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected {known}")
     if suffix != ".onnx" and options.tensorrt:
         raise ValueError(f"{path}: --for tensorrt is of .onnx files: leave it out")
+    if suffix != ".fscnn" and is_bfloat16(model):
+        raise ValueError(f"{path}: --bf16 is of .fscnn files: leave it out")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give a file's name")
     if path.exists() and not force:

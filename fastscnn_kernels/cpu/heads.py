@@ -1,7 +1,7 @@
 """The heads on CPU tensors in C++: class scores to full-size labels, probabilities or logits.
 
-`cpu.py` offers them beside the other operations and says what all have in common. `workspace` is
-the `_C.Workspace` to use; by default one of the calling thread.
+`operations.py` offers them beside the other operations and says what all have in common.
+`workspace` is the `_C.Workspace` to use; by default one of the calling thread.
 """
 
 from __future__ import annotations

@@ -1,12 +1,20 @@
-"""Builds libfastscnn for the tests of this room, once; later calls find everything done."""
+"""Builds libfastscnn for the tests of this room, once; and networks to export to it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+import torch
+
+import fastscnn
+from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.media.demo import street_scene
+from fastscnn.quantize import calibrate
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +58,13 @@ def example() -> Path:
     run("cmake", "-S", ROOT / "examples/cpp", "-B", folder, *options)
     run("cmake", "--build", folder)
     return folder / "segment_ppm"
+
+
+def network(precision: str = "float32") -> FusedFastSCNN:
+    """The shipped one."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    model = fastscnn.load("camvid", device="cpu", dtype=dtype)
+    if precision == "int8":
+        frames = [street_scene(180, 240, seed) for seed in range(2)]
+        model.card = replace(model.card, ranges=calibrate(model, frames))
+    return model

@@ -11,10 +11,12 @@ import pytest
 import torch
 from export_networks import network
 
+import fastscnn
 from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import fscnn
 from fastscnn.export.compare import SIZES, ExportError
+from fastscnn.export.verify import verify
 from fastscnn.inference.ranges import int8_inputs
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
@@ -38,16 +40,16 @@ def test_the_file_says_what_its_format_says(tmp_path: Path) -> None:
     finally:
         net.card = None
     assert data[:8] == b"FASTSCNN"
-    assert struct.unpack("<2IQ", data[8:24]) == (1, zlib.crc32(data[24:]), len(data))
-    numbers = struct.unpack("<16i6d2i", data[24:144])
+    assert struct.unpack("<2IQ", data[8:24]) == (2, zlib.crc32(data[24:]), len(data))
+    numbers = struct.unpack("<17i6d2i", data[24:148])
     assert numbers[:4] == (19, -1, 0, 0)
     assert numbers[4:9] == (0, 6, 3, 2, 1)
-    assert numbers[15] == 128
-    assert numbers[16:22] == (0.5,) * 6
-    assert numbers[22:] == (0, 38)
-    assert data[144 : 144 + 57] == bytes(v for color in colors for v in color)
+    assert numbers[15:17] == (128, 0)
+    assert numbers[17:23] == (0.5,) * 6
+    assert numbers[23:] == (0, 38)
+    assert data[148 : 148 + 57] == bytes(v for color in colors for v in color)
     assert (
-        data[144 + 57 : 144 + 57 + 38]
+        data[148 + 57 : 148 + 57 + 38]
         == b"a\0b\0c\0d\0e\0f\0g\0h\0i\0j\0k\0l\0m\0n\0o\0p\0q\0r\0s\0"
     )
 
@@ -60,10 +62,34 @@ def test_the_file_has_mean_std_and_the_cards_ranges() -> None:
         data = fscnn.encode(net)
     finally:
         net.card = None
-    assert struct.unpack("<6d", data[88:136]) == (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)
-    assert struct.unpack("<i", data[136:140]) == (len(spans),)
-    found = struct.unpack(f"<{2 * len(spans)}d", data[144 : 144 + 16 * len(spans)])
+    assert struct.unpack("<6d", data[92:140]) == (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)
+    assert struct.unpack("<i", data[140:144]) == (len(spans),)
+    found = struct.unpack(f"<{2 * len(spans)}d", data[148 : 148 + 16 * len(spans)])
     assert [*zip(found[::2], found[1::2], strict=True)] == [*spans.values()]
+
+
+def test_a_file_of_products_in_bfloat16(tmp_path: Path) -> None:
+    """Loaded so, or as the command says; it has no ranges, and runs as in Python."""
+    model = fastscnn.load("camvid", device="cpu", dtype=torch.bfloat16)
+    spans = {name: (0.0, 1.0) for name in int8_inputs(model.config)}
+    model.card = replace(model.card, ranges=spans)
+    path = tmp_path / "half.fscnn"
+    assert all(row.labels == 1 for row in fscnn.export_fscnn(model, path))
+    data = path.read_bytes()
+    assert struct.unpack("<i", data[88:92]) == (1,)
+    assert struct.unpack("<i", data[140:144]) == (0,)
+    has = bool(extension.device_info()["cpu_bf16_instruction_sets"])
+    assert extension.load().Network.from_file(data).precision == ("bfloat16" if has else "float32")
+    assert main(["export", "camvid", "-o", str(path), "--bf16", "--force"]) == 0
+    assert path.read_bytes() == data
+    assert verify(path).equal
+
+
+def test_bfloat16_of_other_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "camvid", "-o", str(tmp_path / "a.onnx"), "--bf16"]) == 2
+    assert "--bf16 is of .fscnn files" in capsys.readouterr().err
 
 
 def test_a_file_that_differs_is_not_written(
@@ -117,10 +143,11 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         (4, 1, "ppm_order"),
         (14, -1, "ffm_dilation=-1"),
         (15, 31, "working side 31"),
-        (28, 5, "5 int8 ranges"),
-        (29, -1, "negative length"),
-        (29, 2**31 - 1, "truncated"),
-        (29, 40, "class names"),
+        (16, 2, "bfloat16=2"),
+        (29, 5, "5 int8 ranges"),
+        (30, -1, "negative length"),
+        (30, 2**31 - 1, "truncated"),
+        (30, 40, "class names"),
     ],
 )
 def test_the_reader_trusts_nothing(place: int, value: int, said: str) -> None:

@@ -100,6 +100,10 @@ FASTSCNN_API const char* fastscnn_class_name(const fastscnn_network* network, in
 /* Its three bytes RGB, as long as the network lives; null where there is no such class. */
 FASTSCNN_API const uint8_t* fastscnn_class_color(const fastscnn_network* network, int32_t label);
 
+/* "float32", "bfloat16" or "int8": what most convolutions multiply on this machine, which may not be
+ * faster in what the file asks for. Null where `network` is null. */
+FASTSCNN_API const char* fastscnn_precision(const fastscnn_network* network);
+
 /* Bytes held besides the weights, for the two sizes seen last; 0 where `network` is null. */
 FASTSCNN_API int64_t fastscnn_workspace_bytes(fastscnn_network* network);
 

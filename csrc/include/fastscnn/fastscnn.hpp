@@ -93,6 +93,9 @@ class Network {
         return color ? color : throw std::out_of_range("no class " + std::to_string(label));
     }
 
+    // "float32", "bfloat16" or "int8"
+    std::string precision() const { return fastscnn_precision(get()); }
+
     fastscnn_network* get() const { return network_.get(); }
 
   private:

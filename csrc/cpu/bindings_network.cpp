@@ -16,13 +16,7 @@ namespace py = pybind11;
 namespace fastscnn {
 namespace {
 
-using Address = uintptr_t;
 using Pair = std::pair<int, int>;
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 Size size(const Pair& s) { return {s.first, s.second}; }
 
@@ -139,7 +133,8 @@ void bind_network(py::module_& m) {
                  const Size s = n.scores_size(size(in));
                  return Pair(s.h, s.w);
              })
-        .def_property_readonly("bytes", &Network::bytes);
+        .def_property_readonly("bytes", &Network::bytes)
+        .def_property_readonly("precision", &Network::precision);
 }
 
 }  // namespace fastscnn
