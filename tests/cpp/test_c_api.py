@@ -63,6 +63,8 @@ def lib() -> ctypes.CDLL:
     lib.fastscnn_destroy.argtypes = [c_void_p]
     lib.fastscnn_workspace_bytes.restype = c_int64
     lib.fastscnn_workspace_bytes.argtypes = [c_void_p]
+    sizes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
+    lib.fastscnn_working_size.argtypes = [*sizes, c_void_p, c_size_t]
     lib.fastscnn_segment.argtypes = [*[c_void_p] * 5, c_size_t]
     return lib
 
@@ -164,6 +166,26 @@ def test_bad_arguments_are_named(lib: ctypes.CDLL, file: bytes) -> None:
     assert np.array_equal(labels, network().segment(photo, threads=1))
     lib.fastscnn_destroy(net)
     lib.fastscnn_destroy(None)
+
+
+def test_the_working_size_is_pythons(lib: ctypes.CDLL, file: bytes) -> None:
+    _, net, _ = create(lib, file)
+    model, error = network(), ctypes.create_string_buffer(300)
+
+    def asked(h: int, w: int) -> tuple[int, tuple[int, int]]:
+        found = c_int32(-1), c_int32(-1)
+        code = lib.fastscnn_working_size(net, h, w, *map(byref, found), error, c_size_t(300))
+        return code, (found[0].value, found[1].value)
+
+    for size in ((720, 960), (1024, 2048), (33, 70), (1, 1), (721, 1281), (32768, 32768)):
+        assert asked(*size) == (OK, model.input_size(size))
+    assert asked(0, 5) == (BAD_ARGUMENT, (-1, -1))
+    assert error.value.startswith(b"frame 0x5: expected height and width")
+    assert asked(10, 32768) == (BAD_ARGUMENT, (-1, -1))
+    assert error.value.startswith(b"size 720x2359296: expected height and width from 32 to 32768")
+    code = lib.fastscnn_working_size(net, 720, 960, None, None, error, c_size_t(300))
+    assert (code, error.value[:23]) == (BAD_ARGUMENT, b"height or width is null")
+    lib.fastscnn_destroy(net)
 
 
 def test_threads_that_the_system_does_not_start(lib: ctypes.CDLL, file: bytes) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[3]
-#: Without what picks an instruction set, the threads, and int8, which is for x86-64 only.
+#: Without what picks an instruction set, the threads, and int8; tests/cpp builds all of it.
 LISTED = (ROOT / "CMakeLists.txt").read_text().partition("set(KERNEL_SOURCES")[2].partition(")")[0]
 KERNELS = [ROOT / name for name in [*LISTED.split(), "csrc/cpu/axis.cpp"]]
 MAIN = ROOT / "tests/kernels/cpu/cpu_cross/main.cpp"
