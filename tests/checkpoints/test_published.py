@@ -1,5 +1,5 @@
 """Two published networks written out in plain PyTorch from their own names, as their sources have
-them; of the others the layers are on record (test_checkpoints.py). And what surrounds the names:
+them; of the others the layers are on record (test_layouts.py). And what surrounds the names:
 variances, prefixes, byte orders, containers."""
 
 from __future__ import annotations
