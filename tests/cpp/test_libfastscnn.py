@@ -76,6 +76,18 @@ def test_it_is_small_and_needs_nothing() -> None:
     assert all(s.split()[-1].startswith("fastscnn_") for s in symbols), symbols
 
 
+def test_a_part_of_another_project(tmp_path: Path) -> None:
+    """`add_subdirectory` gives the library's targets and asks for nothing of Python's."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(robot LANGUAGES CXX)\n"
+        f"add_subdirectory({ROOT} fastscnn)\n"
+        f"add_executable(robot {ROOT}/examples/cpp/segment_ppm.cpp)\n"
+        "target_link_libraries(robot PRIVATE fastscnn::fastscnn)\n"
+    )
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "build")
+    assert "FASTSCNN_PYTHON:BOOL=OFF" in (tmp_path / "build/CMakeCache.txt").read_text()
+
+
 def package(prefix: Path, libraries: str, *wanted: str) -> list[str]:
     """What pkg-config says of the library that was put under `prefix`."""
     if shutil.which("pkg-config") is None:
