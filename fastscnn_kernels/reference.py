@@ -42,14 +42,16 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def resize_frame(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of uint8 N x H x W x 3 in integers, first columns, then rows.
+def resize_frame(frame: Tensor, size: tuple[int, int], *, bgr: bool = False) -> Tensor:
+    """Bilinear resize of uint8 N x H x W x 3, RGB or `bgr`, to RGB in integers, first columns, then
+    rows.
 
     Weights are those of half-pixel sampling in units of 2^-b, with the largest b for which they
     stay below 2^15; each axis rounds to bytes, halves up. This is what PyTorch does for uint8 on
     x86-64 CPUs with AVX2:
     F.interpolate(frame.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
     """
+    frame = frame.flip(-1) if bgr else frame
     return _resize_bytes(_resize_bytes(frame, 2, size[1]), 1, size[0])
 
 

@@ -150,10 +150,10 @@ void overlay(Address labels, Address frame, Address colors, int classes, int alp
                                width, &ws.pool(), threads});
 }
 
-void resize_frame(Address frame, int batch, const ByteAxis& y, const ByteAxis& x, Address out,
-                  int threads, const std::string& isa, Workspace& ws) {
+void resize_frame(Address frame, bool bgr, int batch, const ByteAxis& y, const ByteAxis& x,
+                  Address out, int threads, const std::string& isa, Workspace& ws) {
     run(find_kernels(isa).resize_frame,
-        {pointer<uint8_t>(frame), 3 * int64_t(x.in), false, batch, view(y), view(x),
+        {pointer<uint8_t>(frame), 3 * int64_t(x.in), bgr, batch, view(y), view(x),
          pointer<uint8_t>(out), &ws.pool(), threads, nullptr},
         ws);
 }

@@ -73,6 +73,14 @@ void resize_row(const ByteAxisView& x, const uint8_t* row, uint8_t* y) {
     }
 }
 
+// One row as it is, but RGB.
+FASTSCNN_INLINE void copy_row(const uint8_t* __restrict from, int pixels, bool bgr,
+                              uint8_t* __restrict to) {
+    if (!bgr) return void(std::memcpy(to, from, 3 * size_t(pixels)));
+    for (int i = 0; i < pixels; ++i)
+        for (int c = 0; c < 3; ++c) to[3 * i + c] = from[3 * i + 2 - c];
+}
+
 }  // namespace
 
 // A unit is a band of output rows; a worker keeps the two input rows that it resized last. Bound by
@@ -84,6 +92,13 @@ int64_t resize_frame(const ResizeFrameParams& p) {
     share(p, int64_t(p.batch) * bands, [&](int unit, int worker) {
         const int n = unit / bands, begin = unit % bands * kBand;
         const int end = begin + kBand < p.y.out ? begin + kBand : p.y.out;
+        if (p.x.in == p.x.out && p.y.in == p.y.out) {
+            for (int i = begin; i < end; ++i) {
+                const int64_t row = int64_t(n) * p.y.out + i;
+                copy_row(p.frame + row * p.stride, p.x.out, p.bgr, p.out + row * row_bytes);
+            }
+            return;
+        }
         uint8_t* rows = reinterpret_cast<uint8_t*>(p.scratch) + worker * 2 * room;
         int held[2] = {-1, -1};
         const auto resized = [&](int row) {

@@ -16,9 +16,15 @@ from fastscnn_kernels.cpu.pack import check_threads, dense_bytes
 
 
 def resize_frame(
-    frame: Tensor, size: tuple[int, int], *, threads: int | None = None, isa: str = ""
+    frame: Tensor,
+    size: tuple[int, int],
+    *,
+    bgr: bool = False,
+    threads: int | None = None,
+    isa: str = "",
 ) -> Tensor:
-    """Bilinear resize of uint8 N x H x W x 3, contiguous; equals the twin bit for bit."""
+    """Bilinear resize of uint8 N x H x W x 3, RGB or `bgr`, to contiguous RGB; equals the twin bit
+    for bit."""
     op = "resize_frame"
     if not isinstance(frame, Tensor) or frame.dim() != 4 or 0 in frame.shape:
         raise ValueError(f"{op}: frame is {type(frame).__name__}, expected a uint8 N x H x W x 3")
@@ -29,7 +35,8 @@ def resize_frame(
     y = torch.empty((n, *size, 3), dtype=torch.uint8)
     ext = extension.load()
     ext.resize_frame(
-        *(frame.data_ptr(), n, ext.ByteAxis(h, size[0]), ext.ByteAxis(w, size[1]), y.data_ptr()),
+        *(frame.data_ptr(), bgr, n, ext.ByteAxis(h, size[0]), ext.ByteAxis(w, size[1])),
+        y.data_ptr(),
         *(check_threads(op, threads), isa, cpu_pack.workspace()),
     )
     return y

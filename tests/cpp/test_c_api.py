@@ -123,6 +123,9 @@ def test_all_outputs_of_strided_bgr_frames(lib: ctypes.CDLL, file: bytes) -> Non
         found["overlay"], fastscnn.overlay(photo[:, :, ::-1], labels, classes)[:, :, ::-1]
     )
     assert found["confidence"].min() > 1 / 12
+    assert segment(lib, net, frame(photo, channels=1), out, height=120, width=160) == (OK, "")
+    labels = model.segment(photo, size=(120, 160), channels="bgr", threads=1)
+    assert np.array_equal(found["labels"], labels)
     names = [lib.fastscnn_class_name(net, i).decode() for i in range(11)]
     assert names == list(classes.names)
     assert lib.fastscnn_class_name(net, 11) is None

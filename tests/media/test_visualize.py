@@ -56,17 +56,28 @@ def test_every_instruction_set_equals_the_twin(isa: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bgr", [False, True], ids=["rgb", "bgr"])
 @pytest.mark.parametrize(
     "sizes",
-    [((64, 128), (36, 72)), ((7, 1), (32, 64)), ((97, 131), (64, 200)), ((50, 333), (50, 777))],
+    [
+        *(
+            ((64, 128), (36, 72)),
+            ((7, 1), (32, 64)),
+            ((97, 131), (64, 200)),
+            ((50, 333), (50, 777)),
+        ),
+        *(((41, 67), (41, 67)), ((3, 1), (3, 1))),  # none: a copy
+    ],
     ids=str,
 )
 def test_frames_are_resized_as_the_twin_says(
-    sizes: tuple[tuple[int, int], tuple[int, int]], isa: str
+    sizes: tuple[tuple[int, int], tuple[int, int]], bgr: bool, isa: str
 ) -> None:
     frame = torch.randint(0, 256, (2, *sizes[0], 3), dtype=torch.uint8)
-    twin = reference.resize_frame(frame, sizes[1])
-    assert torch.equal(cpu.resize_frame(frame, sizes[1], threads=3, isa=isa), twin)
+    twin = reference.resize_frame(frame, sizes[1], bgr=bgr)
+    assert torch.equal(cpu.resize_frame(frame, sizes[1], bgr=bgr, threads=3, isa=isa), twin)
+    if sizes[0] == sizes[1]:
+        assert torch.equal(twin, frame.flip(-1) if bgr else frame)
 
 
 @pytest.mark.skipif(

@@ -83,7 +83,10 @@ def floats(isa: str) -> None:
     frame = torch.randint(0, 256, (2, 7, 13, 3), dtype=torch.uint8)
     labels, colors = torch.randint(0, 5, (2, 7, 13)).byte(), frame.reshape(-1, 3)[:5]
     options = {"threads": 1, "isa": isa}
-    run(f"resize_frame {isa}", operations.resize_frame, (frame, (10, 5)), options)
+    for size in ((10, 5), (7, 13)):
+        for bgr in (False, True):
+            how = {**options, "bgr": bgr}
+            run(f"resize_frame {isa}", operations.resize_frame, (frame, size), how)
     run(f"overlay {isa}", operations.overlay, (frame, labels, colors), options)
 
 
