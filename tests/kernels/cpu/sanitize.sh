@@ -23,5 +23,5 @@ cd "$build/tree"
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
     OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider tests/kernels/cpu/test_cpu_ops.py \
-    tests/kernels/cpu/test_cpu_heads.py tests/kernels/cpu/test_int8_operations.py \
+    tests/kernels/cpu/test_cpu_heads.py tests/inference/test_int8.py \
     -k "(fuzz or layout or 7 or equal or nan or bits) and not network and not preset"
