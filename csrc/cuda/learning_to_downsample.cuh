@@ -220,8 +220,8 @@ __global__ void __launch_bounds__(L::kThreads)
             const int row0 = unit / (kN / 16) * 16, column0 = unit % (kN / 16) * 16;
             float sum[1][2][4];
             set_zero(sum);
-            multiply_tiles<T>(sum, a + row0 * (kK + kPad), kK + kPad, b + column0, kN + kPad,
-                              kK / 16);
+            multiply_tiles<T, kK / 16>(sum, a + row0 * (kK + kPad), kK + kPad, b + column0,
+                                       kN + kPad);
             each_pair(sum, [&](int row, int column, float u, float v) {
                 const float2 add = load_global<float2>(bias + column0 + column);
                 store(row0 + row, column0 + column,

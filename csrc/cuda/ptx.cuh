@@ -89,12 +89,29 @@ __device__ __forceinline__ void wait_copies() {
 
 // --- Tensor cores --------------------------------------------------------------------------------
 
-// Four 8 x 8 matrices; lane 8 m + r gives the address of row r of matrix m.
+// One, two or four 8 x 8 matrices; lane 8 m + r gives the address of row r of matrix m.
+template <int kMatrices>
+__device__ __forceinline__ void load_matrices(uint32_t* r, const void* row) {
+    static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
+    if constexpr (kMatrices == 1)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
+                     : "=r"(r[0])
+                     : "r"(shared_address(row))
+                     : "memory");
+    else if constexpr (kMatrices == 2)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+                     : "=r"(r[0]), "=r"(r[1])
+                     : "r"(shared_address(row))
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+}
+
 __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+    load_matrices<4>(r, row);
 }
 
 __device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], const void* row) {
@@ -182,6 +199,26 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
         const __nv_bfloat162_raw raw = __floats2bfloat162_rn(low, high);
         return raw.x | static_cast<uint32_t>(raw.y) << 16;
     }
+}
+
+// Both values of a word between those of two others; as `larger` and `smaller`.
+template <class T>
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t v;
+    if constexpr (std::is_same_v<T, F16>)
+        asm("{\n.reg .b32 v;\nmax.NaN.f16x2 v, %1, %2;\nmin.NaN.f16x2 %0, v, %3;\n}\n"
+            : "=r"(v)
+            : "r"(word), "r"(low), "r"(high));
+    else
+        asm("{\n.reg .b32 v;\nmax.NaN.bf16x2 v, %1, %2;\nmin.NaN.bf16x2 %0, v, %3;\n}\n"
+            : "=r"(v)
+            : "r"(word), "r"(low), "r"(high));
+    return v;
+#else
+    const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
+    return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
+#endif
 }
 
 }  // namespace fastscnn

@@ -63,6 +63,8 @@ struct Product {
 };
 const Product& product(const Lane& mine, bool bf16);
 
+void load_matrices(uint32_t* r, const void* row, int matrices, bool transposed);
+
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 
@@ -153,8 +155,14 @@ void wait_copies() {
     on_host::wait_copies(kPending);
 }
 
-void load_matrix(uint32_t (&r)[4], const void* row);
-void load_matrix_transposed(uint32_t (&r)[4], const void* row);
+template <int kMatrices>
+void load_matrices(uint32_t* r, const void* row) {
+    on_host::load_matrices(r, row, kMatrices, false);
+}
+inline void load_matrix(uint32_t (&r)[4], const void* row) { load_matrices<4>(r, row); }
+inline void load_matrix_transposed(uint32_t (&r)[4], const void* row) {
+    on_host::load_matrices(r, row, 4, true);
+}
 
 // Element (row, column) of c lies in lane 4 (row % 8) + column / 2, register
 // 2 (row / 8) + column % 2.
@@ -198,6 +206,12 @@ uint32_t pack(float low, float high) {
     if constexpr (std::is_same_v<T, F16>)
         return on_host::float_to_half(low) | uint32_t(on_host::float_to_half(high)) << 16;
     return float_to_bfloat(low) | float_to_bfloat(high) << 16;
+}
+
+template <class T>
+uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
+    const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
+    return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
 }
 
 }  // namespace fastscnn

@@ -117,6 +117,26 @@ def _add_halves(b: Block, i: Instruction, m: Mask) -> None:
         put_halves(b, to, a[0] + c[0], a[1] + c[1], m)
 
 
+@instruction("HMNMX2")
+def _extreme_of_halves(b: Block, i: Instruction, m: Mask) -> None:
+    """Of both values in a word; -0 lies below +0."""
+    to, x, y, least = i.operands
+    assert "NAN" in i.modifiers, i.text
+    word = [b.value(x), b.value(y)]
+    low = b.predicate(least)
+    out = np.zeros(b.threads, U32)
+    for shift in (U32(0), U32(16)):
+        bits = [(w >> shift) & U32(0xFFFF) for w in word]
+        if "BF16" in i.modifiers or "BF16_V2" in i.modifiers:
+            v = [(h << U32(16)).view(F32) for h in bits]
+        else:
+            v = [h.astype(np.uint16).view(np.float16).astype(F32) for h in bits]
+        less = (v[0] < v[1]) | ((v[0] == v[1]) & np.signbit(v[0]))
+        first = np.where(np.isnan(v[0]) | np.isnan(v[1]), np.isnan(v[0]), less == low)
+        out |= np.where(first, bits[0], bits[1]) << shift
+    b.write(to.number, out, m)
+
+
 @instruction("HMUL2")
 def _multiply_halves(b: Block, i: Instruction, m: Mask) -> None:
     a, c = halves(b, i.operands[1]), halves(b, i.operands[2])
