@@ -174,17 +174,20 @@ __device__ __forceinline__ void add_any_depthwise(float (&sum)[kStrip][4], const
 }
 
 // Depthwise convolutions on tensor cores: 8 pixels x 8 channels of the map times a diagonal matrix
-// of a tap's weights; two taps are 16 of K. Sums are fp32, as on FMA units; an infinity among the
-// eight channels becomes NaN in all of them.
+// of a tap's weights. Sums are fp32, as on FMA units; an infinity among the eight channels becomes
+// NaN in all of them.
 
-// This lane's words of the diagonal matrices of nine taps: channels 2 (lane % 4), + 1 of its eight
-// against channel lane / 4.
+// What this lane holds of a diagonal matrix: channels 2 (lane % 4), + 1 against channel lane / 4.
+__device__ __forceinline__ uint32_t diagonal_mask() {
+    const int lane = threadIdx.x % kWarpSize, n = lane / 4;
+    return n / 2 != lane % 4 ? 0u : n % 2 ? 0xffff0000u : 0xffffu;
+}
+
+// This lane's words of the matrices of nine taps; `taps`: its channels of the first.
 __device__ __forceinline__ void load_diagonals(uint32_t (&w)[9], const uint16_t* taps,
-                                               int tap_stride) {
-    const int lane = threadIdx.x % kWarpSize, n = lane / 4, pair = lane % 4;
-    const uint32_t mask = n / 2 != pair ? 0u : n % 2 ? 0xffff0000u : 0xffffu;
+                                               int tap_stride, uint32_t mask) {
 #pragma unroll
-    for (int t = 0; t < 9; ++t) w[t] = load_shared<uint32_t>(taps + t * tap_stride + 2 * pair) & mask;
+    for (int t = 0; t < 9; ++t) w[t] = load_shared<uint32_t>(taps + t * tap_stride) & mask;
 }
 
 // Where a map that is convolved at kStride keeps column x: at stride 2 even columns lie before odd
@@ -219,16 +222,31 @@ __device__ __forceinline__ void add_depthwise(float (&sum)[kTilesM][4], const ui
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i)
 #pragma unroll
-        for (int t = 0; t < 9; t += 2) {
-            uint32_t a[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (int k = 0; k < 2 && t + k < 9; ++k)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    a[2 * k + half] =
-                        in[(t + k) % 3][(2 * i + half) * kStride + (t + k) / 3];
-            multiply_add<T>(sum[i], a, w[t], t < 8 ? w[t + 1] : 0u);
+        for (int t = 0; t < 9; ++t) {
+            const int row = 2 * i * kStride + t / 3;
+            const uint32_t a[2] = {in[t % 3][row], in[t % 3][row + kStride]};
+            multiply_add<T>(sum[i], a, w[t]);
         }
+}
+
+// The same at stride 2 for any 16 outputs; `x`: the first tap of output lane % 16.
+template <class T, class C, int kRow>
+__device__ __forceinline__ void add_depthwise(float (&sum)[4], const uint16_t* x,
+                                              const uint32_t (&w)[9]) {
+    const bool second = threadIdx.x % kWarpSize >= 16;  // of the two taps that a product takes
+    constexpr int kRight = C::at(1) * kRow, kDown = C::kPitch * kRow, kLast = C::at(2) * kRow;
+    const uint16_t* const pair = x + (second ? kRight : 0);
+    const uint16_t* const last = x + kLast + (second ? kDown : 0);
+    uint32_t a[4], b[2];
+#pragma unroll
+    for (int ky = 0; ky < 3; ++ky) {
+        load_matrices<4>(a, pair + ky * kDown);
+        multiply_add<T>(sum, a, w[3 * ky], w[3 * ky + 1]);
+    }
+    load_matrices<4>(a, last);
+    multiply_add<T>(sum, a, w[2], w[5]);
+    load_matrices<2>(b, last + 2 * kDown);
+    multiply_add<T>(sum, b, w[8]);
 }
 
 template <class T>

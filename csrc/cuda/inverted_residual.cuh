@@ -72,16 +72,16 @@ __global__ void __launch_bounds__(L::kThreads, 2)
     uint16_t* const hidden = words(L::kHidden);
     uint16_t* const a = words(L::kA);
     uint16_t* const x_tile = words(L::x_at(cin));
-    auto taps = [&](int i) { return words(L::kTaps) + i % 2 * 9 * kChunk; };
-    auto project = [&](int i) { return words(L::kProject) + i % 2 * kChunk * L::kOutRow; };
-    auto expand = [&](int i) { return words(L::kExpand) + i % 2 * cin * L::kRow; };
+    auto taps = [&](int i) { return words(L::kTaps) + (i & 1) * 9 * kChunk; };
+    auto project = [&](int i) { return words(L::kProject) + (i & 1) * kChunk * L::kOutRow; };
+    auto expand = [&](int i) { return words(L::kExpand) + (i & 1) * cin * L::kRow; };
 
     const int tid = threadIdx.x, warp = tid / kWarpSize, lane = tid % kWarpSize;
     const int tiles_x = ceil_div(p.ow, L::kTileW);
     const int oy0 = blockIdx.x / tiles_x * L::kTileH, ox0 = blockIdx.x % tiles_x * L::kTileW;
     const int iy0 = oy0 * L::kStride - 1, ix0 = ox0 * L::kStride - 1;
     const int chunks = p.hidden_stride / kChunk;
-    const int begin = blockIdx.y * chunks / p.split, end = (blockIdx.y + 1) * chunks / p.split;
+    const int begin = blockIdx.y * p.share, end = min(begin + p.share, chunks);
     const int64_t image = blockIdx.z;
 
     auto in_image = [&](int pixel) {
@@ -92,31 +92,29 @@ __global__ void __launch_bounds__(L::kThreads, 2)
     // Where this thread's copies of a chunk begin.
     constexpr int kVectors = kChunk / kVector, kOutVectors = L::kOut / kVector;
     const int row = tid / kVectors, v = tid % kVectors * kVector;
-    const int first = row * p.hidden_stride + v;
+    const unsigned first = row * p.hidden_stride + v;
     auto load_expand = [&](int chunk) {
         if (chunk >= end) return;
-        const uint16_t* from = p.expand + first + chunk * kChunk;
-        uint16_t* to = expand(chunk) + row * L::kRow + v;
+        constexpr int kRows = L::kThreads / kVectors;
+        const uint16_t* const from = p.expand + chunk * kChunk;
+        uint16_t* const to = expand(chunk) + row * L::kRow + v;
 #pragma unroll 1
-        for (int i = row; i < cin; i += L::kThreads / kVectors) {
-            copy_async(to, from);
-            from += L::kThreads / kVectors * p.hidden_stride;
-            to += L::kThreads / kVectors * L::kRow;
-        }
+        for (int i = 0; i < cin; i += kRows)
+            if (row < cin - i) copy_async(to + i * L::kRow, from + (first + i * p.hidden_stride));
     };
     auto load_rest = [&](int chunk) {
         if (chunk >= end) return;
-        const uint16_t* const from = p.project + chunk * kChunk * L::kOut + tid * kVector;
+        const uint16_t* const from = p.project + chunk * kChunk * L::kOut;
 #pragma unroll
         for (int begin = 0; begin < kChunk * kOutVectors; begin += L::kThreads) {
             const int i = begin + tid;
             if (begin + L::kThreads <= kChunk * kOutVectors || i < kChunk * kOutVectors)
                 copy_async(project(chunk) + i / kOutVectors * L::kOutRow +
                                i % kOutVectors * kVector,
-                           from + begin * kVector);
+                           from + i * kVector);
         }
         if (tid < 9 * kVectors)
-            copy_async(taps(chunk) + row * kChunk + v, p.depthwise + first + chunk * kChunk);
+            copy_async(taps(chunk) + row * kChunk + v, p.depthwise + chunk * kChunk + first);
     };
 
     const int x_vectors = cin / kVector;
@@ -140,14 +138,14 @@ __global__ void __launch_bounds__(L::kThreads, 2)
     // Expansion: this warp's pixels and channels; places of this lane's rows, and which of them lie
     // outside the image: the depthwise convolution pads with zeros, not with the expansion of zeros.
     const PackedBounds bounds = pack_bounds<T>({p.low, p.high});
-    const int expand_n0 = warp % 2 * L::kExpandN * 8 + lane % 4 * 2;
+    const unsigned expand_n0 = warp % 2 * L::kExpandN * 8 + lane % 4 * 2;
     uint16_t* places[4];
     unsigned outside = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int pixel = warp / 2 * 32 + i * 8 + lane / 4;
         places[i] = hidden + L::place(pixel) * L::kRow + expand_n0;
-        outside |= in_image(pixel) ? 0u : 1u << i;
+        outside |= pixel >= L::kHalo || in_image(pixel) ? 0u : 1u << i;
     }
     auto place = [&](int i) {
         return L::kStride == 1 ? places[0] + i * 8 * L::kRow : places[i];
@@ -155,6 +153,7 @@ __global__ void __launch_bounds__(L::kThreads, 2)
     const uint16_t* const x_rows = x_tile + (warp / 2 * 32 + lane % 16) * x_row + lane / 16 * 8;
     const int expand_row = lane % 16 * L::kRow + lane / 16 * 8 + warp % 2 * L::kExpandN * 8;
     const bool holds = cin >= L::kHeld;
+    const int rest = holds ? L::kHeld / 16 : 0, steps = cin / 16;
     uint32_t held[L::kHeld / 16][2][4];
     if (holds)
 #pragma unroll
@@ -163,7 +162,9 @@ __global__ void __launch_bounds__(L::kThreads, 2)
             for (int i = 0; i < 2; ++i) load_matrix(held[k][i], x_rows + i * 16 * x_row + k * 16);
 
     // Depthwise: this warp's rows and channels, this lane's pixel. Projection: pixels and outputs.
-    const int group = warp % L::kGroups * 8, row0 = warp / L::kGroups * 2 * L::kDepthwiseM;
+    const unsigned group = warp % L::kGroups * 8, dense_channel = group + lane % 4 * 2;
+    const uint32_t diagonal = diagonal_mask();
+    const int row0 = warp / L::kGroups * 2 * L::kDepthwiseM;
     const uint16_t* const dense =
         hidden + ((row0 * L::kStride + lane / 8) * L::Hidden::kPitch + lane % 8) * L::kRow + group;
     const int m0 = warp % L::kWarpsM * 16, n0 = warp / L::kWarpsM * L::kTilesN * 8;
@@ -189,7 +190,7 @@ __global__ void __launch_bounds__(L::kThreads, 2)
                 for (int k = 0; k < L::kHeld / 16; ++k) step(held[k], k);
             }
 #pragma unroll 1
-            for (int k = holds ? L::kHeld / 16 : 0; k < cin / 16; ++k) {
+            for (int k = rest; k < steps; ++k) {
                 uint32_t left[2][4];
                 load_matrix(left[0], x_rows + k * 16);
                 load_matrix(left[1], x_rows + 16 * x_row + k * 16);
@@ -197,8 +198,8 @@ __global__ void __launch_bounds__(L::kThreads, 2)
             }
 #pragma unroll
             for (int j = 0; j < L::kExpandN; ++j) {
-                const float2 bias =
-                    load_global<float2>(p.expand_bias + chunk * kChunk + expand_n0 + j * 8);
+                const float2 bias = load_global<float2>(p.expand_bias + chunk * kChunk +
+                                                        (expand_n0 + j * 8));
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     store_shared(place(i) + j * 8,
@@ -217,17 +218,17 @@ __global__ void __launch_bounds__(L::kThreads, 2)
         load_rest(chunk + 1);
         commit_copies();
 
-        if (warp < L::kDepthwiseWarps) {
-            const float2 bias = load_global<float2>(p.depthwise_bias + chunk * kChunk + group +
-                                                    lane % 4 * 2);
+        if (L::kDepthwiseWarps == L::kWarps || warp < L::kDepthwiseWarps) {
+            const float2 bias =
+                load_global<float2>(p.depthwise_bias + chunk * kChunk + dense_channel);
             uint32_t w[9];
-            load_diagonals(w, taps(chunk) + group, kChunk);
+            load_diagonals(w, taps(chunk) + dense_channel, kChunk, diagonal);
             float sum[L::kDepthwiseM][4];
 #pragma unroll
             for (int i = 0; i < L::kDepthwiseM; ++i)
                 sum[i][0] = sum[i][2] = bias.x, sum[i][1] = sum[i][3] = bias.y;
             add_depthwise<T, L::kStride, typename L::Hidden, L::kRow>(sum, dense, w);
-            uint16_t* const to = a + (row0 * L::kTileW + lane / 4) * L::kRow + group + lane % 4 * 2;
+            uint16_t* const to = a + (row0 * L::kTileW + lane / 4) * L::kRow + dense_channel;
 #pragma unroll
             for (int i = 0; i < 2 * L::kDepthwiseM; ++i)
                 store_shared(to + i * L::kTileW * L::kRow,
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(L::kThreads, 2)
                                              bounds));
         }
         __syncthreads();  // B
-        if (warp < L::kProjectWarps)
+        if (L::kProjectWarps == L::kWarps || warp < L::kProjectWarps)
             multiply_tiles<T, kChunk / 16>(acc, a + m0 * L::kRow, L::kRow, project(chunk) + n0,
                                            L::kOutRow);
     }
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(L::kThreads, 2)
             return p.partial +
                    (((tile * p.split + z) * L::kTilesN + j) * L::kProjectWarps * kWarpSize + tid) * 4;
         };
-        const bool projects = warp < L::kProjectWarps;
+        const bool projects = L::kProjectWarps == L::kWarps || warp < L::kProjectWarps;
 #pragma unroll
         for (int j = 0; j < L::kTilesN; ++j)
             if (projects)
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(L::kThreads, 2)
         }
         store_shared(stage + pixel * L::kOutRow + o, pack<T>(u, v));
     };
-    if (warp < L::kProjectWarps) each_pair(acc, finish);
+    if (L::kProjectWarps == L::kWarps || warp < L::kProjectWarps) each_pair(acc, finish);
     __syncthreads();
     for (int i = tid; i < L::kPixels * (L::kOut / kVector); i += L::kThreads) {
         const int pixel = i / (L::kOut / kVector), v = i % (L::kOut / kVector) * kVector;

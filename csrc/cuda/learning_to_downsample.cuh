@@ -8,7 +8,7 @@
 //   patch -> stem             warps take 16 pixels x 32 channels; K is 3 rows of 9 values (3 taps
 //                             x 3 colours lie side by side) and a zero weight, so that a fragment
 //                             is a word of the patch; weights stay in registers
-//   stem -> depthwise -> 1x1  twice, strips of pixels x 4 channels, then warps on 16 x 16 outputs
+//   stem -> depthwise -> 1x1  twice, warps on 16 pixels x 8 channels, then on 16 x 16 outputs
 // Zeros that pad the depthwise convolutions are written where a stage leaves its map.
 // Bound by shared memory and instruction issue; 10.5 MB pass through device memory at 1024x2048,
 // and 1.3 to 1.4 times the arithmetic of the unfused stages is done.
@@ -33,14 +33,25 @@ struct LearningToDownsampleLayout {
     static constexpr int kPatchRow = round_up(kW0 * 3 + 1, 2);
     static constexpr int kRow1 = kC1 + kPad, kRow2 = kC2 + kPad, kRow3 = kC3 + kPad;
 
+    // Pixels of the maps, even columns of a row first; past the last row what is none.
+    using Columns1 = Columns<2, kW1>;
+    using Columns2 = Columns<2, kW2>;
+    static constexpr int kMap1Pixels = kH1 * Columns1::kPitch + kTiles1 * 16 - kP1;
+    static constexpr int kMap2Pixels = kH2 * Columns2::kPitch + kTiles2 * 16 - kP2;
+    template <class C, int kH, int kW>
+    __host__ __device__ static constexpr int place(int pixel) {
+        return pixel < kH * kW ? pixel / kW * C::kPitch + C::at(pixel % kW)
+                               : kH * (C::kPitch - kW) + pixel;
+    }
+
     // Byte offsets. a1 and a2 lie over the patch, map2 and the results over the stem's map.
     static constexpr int kPatchBytes = round_up(kH0 * kPatchRow * 2, 16);
     static constexpr int kA1Bytes = kTiles2 * 16 * kRow1 * 2, kA2Bytes = kPixels * kRow2 * 2;
     static constexpr int kPatch = 0, kA1 = 0, kA2 = 0;
     static constexpr int kFirst = kPatchBytes > kA1Bytes ? kPatchBytes : kA1Bytes;
     static constexpr int kMap1 = kFirst, kMap2 = kFirst;
-    static constexpr int kStage = kMap2 + kTiles2 * 16 * kRow2 * 2;
-    static constexpr int kPointwise1 = kMap1 + kTiles1 * 16 * kRow1 * 2;
+    static constexpr int kStage = kMap2 + kMap2Pixels * kRow2 * 2;
+    static constexpr int kPointwise1 = kMap1 + kMap1Pixels * kRow1 * 2;
     static constexpr int kPointwise2 = kPointwise1 + kC1 * kRow2 * 2;
     static constexpr int kTaps1 = kPointwise2 + kC2 * kRow3 * 2;
     static constexpr int kTaps2 = kTaps1 + 9 * kC1 * 2, kBytes = kTaps2 + 9 * kC2 * 2;
@@ -165,7 +176,12 @@ __global__ void __launch_bounds__(L::kThreads)
     wait_copies<0>();
     __syncthreads();
 
-    const Bounds relu{0.f, INFINITY}, mid{p.mid_low, p.mid_high};
+    const PackedBounds relu = pack_bounds<T>({0.f, INFINITY});
+    const PackedBounds mid = pack_bounds<T>({p.mid_low, p.mid_high});
+    float2 stem_bias[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        stem_bias[j] = load_global<float2>(p.stem_bias + j * 8 + lane % 4 * 2);
 #pragma unroll 1
     for (int tile = warp; tile < L::kTiles1; tile += L::kWarps) {
         const uint16_t* row[2];
@@ -186,29 +202,52 @@ __global__ void __launch_bounds__(L::kThreads)
             for (int j = 0; j < 4; ++j)
                 multiply_add<T>(sum[0][j], a, stem[k][j][0], stem[k][j][1]);
         }
-        each_pair(sum, [&](int r, int column, float u, float v) {
-            const int pixel = tile * 16 + r;
-            const float2 bias = load_global<float2>(p.stem_bias + column);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int pixel = tile * 16 + half * 8 + lane / 4;
             const bool known = inside(y1 + pixel / L::kW1, x1 + pixel % L::kW1, p.h1, p.w1);
-            const uint32_t word = pack<T>(clamp(u + bias.x, relu), clamp(v + bias.y, relu));
-            store_shared(words(L::kMap1) + pixel * L::kRow1 + column, known ? word : 0u);
-        });
+            uint16_t* const to =
+                words(L::kMap1) +
+                L::template place<typename L::Columns1, L::kH1, L::kW1>(pixel) * L::kRow1 +
+                lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const uint32_t word =
+                    pack_clamped<T>(sum[0][j][half * 2] + stem_bias[j].x,
+                                    sum[0][j][half * 2 + 1] + stem_bias[j].y, relu);
+                store_shared(to + j * 8, known ? word : 0u);
+            }
+        }
     }
     __syncthreads();
 
-    // Depthwise from a map of width `from_w` to `to_h` x `to_w` pixels; rows up to a whole tile of
-    // 16 stay unwritten and feed only products that nobody keeps.
-    auto depthwise = [&](const uint16_t* from, auto channels, int from_w, int to_h, int to_w,
-                         const uint16_t* taps, const float* bias, uint16_t* to) {
-        constexpr int kC = decltype(channels)::value, kFrom = kC + kPad;
+    // Depthwise from a map with columns C to pixels in rows of `to_w`; rows up to a whole tile of 16
+    // repeat the last pixel and feed only products that nobody keeps.
+    const uint32_t diagonal = diagonal_mask();
+    auto depthwise = [&](const uint16_t* from, auto columns, auto channels, int tiles, int pixels,
+                         int to_w, const uint16_t* taps, const float* bias, uint16_t* to) {
+        using C = decltype(columns);
+        constexpr int kC = decltype(channels)::value, kRow = kC + kPad, kGroups = kC / 8;
+        constexpr bool kSame = L::kWarps % kGroups == 0;  // a warp's channels, all the way
+        uint32_t w[9];
+        float2 b;
+        auto load = [&](int unit) {
+            const int c = unit % kGroups * 8 + lane % 4 * 2;
+            load_diagonals(w, taps + c, kC, diagonal);
+            b = load_global<float2>(bias + c);
+        };
+        if (kSame) load(warp);
 #pragma unroll 1
-        for (int i = tid; i < to_h * to_w * (kC / 4); i += L::kThreads) {
-            const int c = i % (kC / 4) * 4, pixel = i / (kC / 4);
-            const float4 b = load_global<float4>(bias + c);
-            float sum[1][4] = {{b.x, b.y, b.z, b.w}};
-            const int first = pixel / to_w * 2 * from_w + pixel % to_w * 2;
-            add_depthwise<T, 2>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, taps + c, kC);
-            store_shared(to + pixel * kFrom + c, pack4<T>(sum[0], mid));
+        for (int unit = warp; unit < tiles * kGroups; unit += L::kWarps) {
+            if (!kSame) load(unit);
+            const int c = unit % kGroups * 8, first = unit / kGroups * 16;
+            const int pixel = min(first + lane % 16, pixels - 1);
+            float sum[4] = {b.x, b.y, b.x, b.y};
+            add_depthwise<T, C, kRow>(
+                sum, from + (pixel / to_w * 2 * C::kPitch + pixel % to_w) * kRow + c, w);
+            uint16_t* const at = to + (first + lane / 4) * kRow + c + lane % 4 * 2;
+            store_shared(at, pack_clamped<T>(sum[0], sum[1], mid));
+            store_shared(at + 8 * kRow, pack_clamped<T>(sum[2], sum[3], mid));
         }
     };
     // Warps take 16 x 16 outputs each.
@@ -224,8 +263,7 @@ __global__ void __launch_bounds__(L::kThreads)
                                        kN + kPad);
             each_pair(sum, [&](int row, int column, float u, float v) {
                 const float2 add = load_global<float2>(bias + column0 + column);
-                store(row0 + row, column0 + column,
-                      pack<T>(clamp(u + add.x, relu), clamp(v + add.y, relu)));
+                store(row0 + row, column0 + column, pack_clamped<T>(u + add.x, v + add.y, relu));
             });
         }
     };
@@ -234,18 +272,20 @@ __global__ void __launch_bounds__(L::kThreads)
     constexpr integral_constant<int, L::kC2> c2;
     constexpr integral_constant<int, L::kC3> c3;
 
-    depthwise(words(L::kMap1), c1, L::kW1, L::kH2, L::kW2, words(L::kTaps1), p.depthwise1_bias,
-              words(L::kA1));
+    depthwise(words(L::kMap1), typename L::Columns1{}, c1, L::kTiles2, L::kP2, L::kW2,
+              words(L::kTaps1), p.depthwise1_bias, words(L::kA1));
     __syncthreads();
     pointwise(words(L::kA1), c1, L::kTiles2, words(L::kPointwise1), c2, p.pointwise1_bias,
               [&](int pixel, int column, uint32_t word) {
                   const bool known =
                       inside(y2 + pixel / L::kW2, x2 + pixel % L::kW2, p.h2, p.w2);
-                  store_shared(words(L::kMap2) + pixel * L::kRow2 + column, known ? word : 0u);
+                  const int at =
+                      L::template place<typename L::Columns2, L::kH2, L::kW2>(pixel);
+                  store_shared(words(L::kMap2) + at * L::kRow2 + column, known ? word : 0u);
               });
     __syncthreads();
-    depthwise(words(L::kMap2), c2, L::kW2, L::kTileH, L::kTileW, words(L::kTaps2),
-              p.depthwise2_bias, words(L::kA2));
+    depthwise(words(L::kMap2), typename L::Columns2{}, c2, L::kPixels / 16, L::kPixels, L::kTileW,
+              words(L::kTaps2), p.depthwise2_bias, words(L::kA2));
     __syncthreads();
     pointwise(words(L::kA2), c2, L::kPixels / 16, words(L::kPointwise2), c3, p.pointwise2_bias,
               [&](int pixel, int column, uint32_t word) {

@@ -121,7 +121,26 @@ __device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], const v
                  : "memory");
 }
 
-// c [16 x 8] += a [16 x 16] b [16 x 8], fp32 accumulation.
+// c [16 x 8] += a [16 x 8] b [8 x 8], fp32 accumulation.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+    if constexpr (std::is_same_v<T, F16>)
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+#if __CUDA_ARCH__ >= 800
+    else
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+#endif
+}
+
+// c [16 x 8] += a [16 x 16] b [16 x 8].
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
@@ -139,16 +158,8 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    if constexpr (std::is_same_v<T, F16>) {  // the same fragments in two steps of 8
-        const uint32_t b[2] = {b0, b1};
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-            asm volatile(
-                "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
-                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
-    }
+    multiply_add<T>(c, {a[0], a[1]}, b0);  // the same fragments in two steps of 8
+    multiply_add<T>(c, {a[2], a[3]}, b1);
 #endif
 }
 

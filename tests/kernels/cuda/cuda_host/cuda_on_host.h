@@ -174,6 +174,11 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     for (int i = 0; i < 4; ++i) c[i] += p.value[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
+template <class T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+    multiply_add<T>(c, {a[0], a[1], 0, 0}, b, 0);
+}
+
 inline float larger(float a, float b) {
     if (std::isnan(a) || std::isnan(b)) return NAN;
     return a < b || (a == b && std::signbit(a)) ? b : a;

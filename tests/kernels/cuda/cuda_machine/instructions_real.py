@@ -119,22 +119,31 @@ def _add_halves(b: Block, i: Instruction, m: Mask) -> None:
 
 @instruction("HMNMX2")
 def _extreme_of_halves(b: Block, i: Instruction, m: Mask) -> None:
-    """Of both values in a word; -0 lies below +0."""
-    to, x, y, least = i.operands
+    """-0 lies below +0."""
+    to, *operands, least = i.operands
     assert "NAN" in i.modifiers, i.text
-    word = [b.value(x), b.value(y)]
-    low = b.predicate(least)
-    out = np.zeros(b.threads, U32)
-    for shift in (U32(0), U32(16)):
-        bits = [(w >> shift) & U32(0xFFFF) for w in word]
-        if "BF16" in i.modifiers or "BF16_V2" in i.modifiers:
-            v = [(h << U32(16)).view(F32) for h in bits]
-        else:
-            v = [h.astype(np.uint16).view(np.float16).astype(F32) for h in bits]
-        less = (v[0] < v[1]) | ((v[0] == v[1]) & np.signbit(v[0]))
-        first = np.where(np.isnan(v[0]) | np.isnan(v[1]), np.isnan(v[0]), less == low)
-        out |= np.where(first, bits[0], bits[1]) << shift
-    b.write(to.number, out, m)
+    bf16, low = any("BF16" in x for x in i.modifiers), b.predicate(least)
+    x, y = pairs(b, operands[:1], bf16), pairs(b, operands[1:], bf16)
+    found = []
+    for u, v in zip(x, y, strict=True):
+        less = (u < v) | ((u == v) & np.signbit(u))
+        found.append(np.where(np.isnan(u + v), F32(np.nan), np.where(less == low, u, v)))
+    if bf16:
+        bits = [np.asarray(v, F32).view(U32) >> U32(16) for v in found]
+        b.write(to.number, bits[0] | bits[1] << U32(16), m)
+    else:
+        put_halves(b, to, *found, m)
+
+
+def pairs(b: Block, operands: list[Operand], bf16: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of a word, or two constants, of which the high one is written first."""
+    if len(operands) == 2:
+        high, low = (halves(b, o)[0] for o in operands)
+        return low, high
+    if not bf16:
+        return halves(b, operands[0])
+    word = b.value(operands[0])
+    return (word << U32(16)).view(F32), (word & U32(0xFFFF0000)).view(F32)
 
 
 @instruction("HMUL2")
@@ -147,10 +156,7 @@ def _multiply_halves(b: Block, i: Instruction, m: Mask) -> None:
 def _multiply_add_halves(b: Block, i: Instruction, m: Mask) -> None:
     to, x, y, *z = i.operands
     a, c = halves(b, x), halves(b, y)
-    if len(z) == 2 and z[0].kind == z[1].kind == "i":  # two constants, the high one first
-        high, low = (halves(b, o)[0] for o in z)
-    else:
-        low, high = halves(b, z[0])
+    low, high = pairs(b, z, False) if len(z) == 2 and z[1].kind == "i" else halves(b, z[0])
     put_halves(b, to, a[0] * c[0] + low, a[1] * c[1] + high, m)
 
 
