@@ -196,7 +196,7 @@ template <int kStride, int kWidth>
 struct Columns {
     static constexpr int kEven = (kWidth + 1) / 2, kOdd = round_up(kEven - 4, 8) + 4;
     static constexpr int kPitch = kStride == 1 ? kWidth : kOdd + kWidth / 2;
-    __host__ __device__ static constexpr int at(int x) {
+    __host__ __device__ static constexpr unsigned at(unsigned x) {
         return kStride == 1 ? x : x / 2 + x % 2 * kOdd;
     }
 };

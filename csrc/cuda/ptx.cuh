@@ -212,6 +212,21 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     }
 }
 
+// The same after ReLU.
+template <class T>
+__device__ __forceinline__ uint32_t pack_relu(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t word;
+    if constexpr (std::is_same_v<T, F16>)
+        asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return pack<T>(larger(low, 0.f), larger(high, 0.f));
+#endif
+}
+
 // Both values of a word between those of two others; as `larger` and `smaller`.
 template <class T>
 __device__ __forceinline__ uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
@@ -230,6 +245,19 @@ __device__ __forceinline__ uint32_t clamp_pair(uint32_t word, uint32_t low, uint
     const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
     return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
 #endif
+}
+
+// --- Bytes ---------------------------------------------------------------------------------------
+
+// Four bytes of two words, `bits` (0 to 31) above the lowest.
+__device__ __forceinline__ uint32_t shift_right(uint32_t low, uint32_t high, unsigned bits) {
+    return __funnelshift_r(low, high, bits);
+}
+
+// Byte kIndex of a word as a float: the low bits of 2^23, which is then taken away.
+template <int kIndex>
+__device__ __forceinline__ float byte_of(uint32_t word) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + kIndex)) - 8388608.f;
 }
 
 }  // namespace fastscnn

@@ -214,6 +214,20 @@ uint32_t pack(float low, float high) {
 }
 
 template <class T>
+uint32_t pack_relu(float low, float high) {
+    return pack<T>(larger(low, 0.f), larger(high, 0.f));
+}
+
+inline uint32_t shift_right(uint32_t low, uint32_t high, unsigned bits) {
+    return static_cast<uint32_t>((uint64_t(high) << 32 | low) >> bits);
+}
+
+template <int kIndex>
+float byte_of(uint32_t word) {
+    return static_cast<float>(word >> 8 * kIndex & 255);
+}
+
+template <class T>
 uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
     const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
     return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
