@@ -78,7 +78,7 @@ void cuda_inverted_residual(const std::string& dtype, Address x, Address expand,
          pointer<float>(depthwise_bias), pointer(project), pointer<float>(project_bias),
          pointer(y), pointer<float>(partial), pointer<int>(counters), size[0], size[1], size[2],
          channels[0], channels[1], channels[2], out[0], out[1], stride, residual, range.first,
-         range.second, 1},
+         range.second, 1, 1},
         stream_of(handle)));
 }
 

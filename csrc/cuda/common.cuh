@@ -14,6 +14,22 @@ struct Bounds {
     float low, high;  // none: -inf, inf; ReLU: 0, inf; ReLU6: 0, 6
 };
 
+// The same for two values in a word.
+struct PackedBounds {
+    uint32_t low, high;
+};
+
+template <class T>
+__device__ __forceinline__ PackedBounds pack_bounds(Bounds b) {
+    return {pack<T>(b.low, b.low), pack<T>(b.high, b.high)};
+}
+
+// Rounded, then clamped: the same, as words hold every bound.
+template <class T>
+__device__ __forceinline__ uint32_t pack_clamped(float low, float high, PackedBounds b) {
+    return clamp_pair<T>(pack<T>(low, high), b.low, b.high);
+}
+
 // NaN stays NaN, as in torch; -0 becomes +0 where the lower bound is 0.
 __device__ __forceinline__ float clamp(float v, Bounds b) {
     return smaller(larger(v, b.low), b.high);
@@ -22,18 +38,17 @@ __device__ __forceinline__ float clamp(float v, Bounds b) {
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
-// acc[i][j] += A (rows 16 i..) B (columns 8 j..) over `steps` times 16 of K. A [rows][K] and
+// acc[i][j] += A (rows 16 i..) B (columns 8 j..) over kSteps times 16 of K. A [rows][K] and
 // B [K][columns] lie in shared memory; `a`, `b` are this warp's first row and column. An odd kN
 // reads 8 columns past its own: the next warp's or the pad.
-template <class T, int kM, int kN>
+template <class T, int kSteps, int kM, int kN>
 __device__ __forceinline__ void multiply_tiles(float (&acc)[kM][kN][4], const uint16_t* a,
-                                               int a_stride, const uint16_t* b, int b_stride,
-                                               int steps) {
+                                               int a_stride, const uint16_t* b, int b_stride) {
     const int lane = threadIdx.x % kWarpSize;
     a += lane % 16 * a_stride + lane / 16 * 8;
     b += lane % 16 * b_stride + lane / 16 * 8;
-#pragma unroll 1
-    for (int k = 0; k < steps; ++k, a += 16, b += 16 * b_stride) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k, a += 16, b += 16 * b_stride) {
         uint32_t left[kM][4];
 #pragma unroll
         for (int i = 0; i < kM; ++i) load_matrix(left[i], a + i * 16 * a_stride);
@@ -156,6 +171,82 @@ __device__ __forceinline__ void add_any_depthwise(float (&sum)[kStrip][4], const
                 for (int c = 0; c < 4; ++c) sum[t][c] = fmaf(v[c], w[c], sum[t][c]);
             }
         }
+}
+
+// Depthwise convolutions on tensor cores: 8 pixels x 8 channels of the map times a diagonal matrix
+// of a tap's weights. Sums are fp32, as on FMA units; an infinity among the eight channels becomes
+// NaN in all of them.
+
+// What this lane holds of a diagonal matrix: channels 2 (lane % 4), + 1 against channel lane / 4.
+__device__ __forceinline__ uint32_t diagonal_mask() {
+    const int lane = threadIdx.x % kWarpSize, n = lane / 4;
+    return n / 2 != lane % 4 ? 0u : n % 2 ? 0xffff0000u : 0xffffu;
+}
+
+// This lane's words of the matrices of nine taps; `taps`: its channels of the first.
+__device__ __forceinline__ void load_diagonals(uint32_t (&w)[9], const uint16_t* taps,
+                                               int tap_stride, uint32_t mask) {
+#pragma unroll
+    for (int t = 0; t < 9; ++t) w[t] = load_shared<uint32_t>(taps + t * tap_stride) & mask;
+}
+
+// Where a map that is convolved at kStride keeps column x: at stride 2 even columns lie before odd
+// ones, so that 8 outputs read neighbours; what lies between them keeps banks apart.
+template <int kStride, int kWidth>
+struct Columns {
+    static constexpr int kEven = (kWidth + 1) / 2, kOdd = round_up(kEven - 4, 8) + 4;
+    static constexpr int kPitch = kStride == 1 ? kWidth : kOdd + kWidth / 2;
+    __host__ __device__ static constexpr unsigned at(unsigned x) {
+        return kStride == 1 ? x : x / 2 + x % 2 * kOdd;
+    }
+};
+
+// sum[i] [2 rows of 8 pixels x 8 channels] += the depthwise convolution of rows 2 i, 2 i + 1 of the
+// outputs. `x`: this lane's pixel lane % 8 in row lane / 8 of the map, at the first tap; a pixel
+// takes kRow words, C says where columns lie. Each row of the map is loaded once for all outputs.
+template <class T, int kStride, class C, int kRow, int kTilesM>
+__device__ __forceinline__ void add_depthwise(float (&sum)[kTilesM][4], const uint16_t* x,
+                                              const uint32_t (&w)[9]) {
+    constexpr int kRows = (2 * kTilesM - 1) * kStride + 3, kRest = kRows % 4;
+    uint32_t in[3][kRows];
+#pragma unroll
+    for (int kx = 0; kx < 3; ++kx) {
+        const uint16_t* column = x + C::at(kx) * kRow;
+#pragma unroll
+        for (int r = 0; r + 4 <= kRows; r += 4)
+            load_matrices<4>(&in[kx][r], column + r * C::kPitch * kRow);
+        if constexpr (kRest > 0)
+            load_matrices<kRest>(&in[kx][kRows - kRest],
+                                 column + (kRows - kRest) * C::kPitch * kRow);
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i)
+#pragma unroll
+        for (int t = 0; t < 9; ++t) {
+            const int row = 2 * i * kStride + t / 3;
+            const uint32_t a[2] = {in[t % 3][row], in[t % 3][row + kStride]};
+            multiply_add<T>(sum[i], a, w[t]);
+        }
+}
+
+// The same at stride 2 for any 16 outputs; `x`: the first tap of output lane % 16.
+template <class T, class C, int kRow>
+__device__ __forceinline__ void add_depthwise(float (&sum)[4], const uint16_t* x,
+                                              const uint32_t (&w)[9]) {
+    const bool second = threadIdx.x % kWarpSize >= 16;  // of the two taps that a product takes
+    constexpr int kRight = C::at(1) * kRow, kDown = C::kPitch * kRow, kLast = C::at(2) * kRow;
+    const uint16_t* const pair = x + (second ? kRight : 0);
+    const uint16_t* const last = x + kLast + (second ? kDown : 0);
+    uint32_t a[4], b[2];
+#pragma unroll
+    for (int ky = 0; ky < 3; ++ky) {
+        load_matrices<4>(a, pair + ky * kDown);
+        multiply_add<T>(sum, a, w[3 * ky], w[3 * ky + 1]);
+    }
+    load_matrices<4>(a, last);
+    multiply_add<T>(sum, a, w[2], w[5]);
+    load_matrices<2>(b, last + 2 * kDown);
+    multiply_add<T>(sum, b, w[8]);
 }
 
 template <class T>

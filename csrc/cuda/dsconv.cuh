@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(DsconvLayout<kOut>::kThreads) dsconv_kernel(Ds
             store_shared(a + (strip + t) * L::kRow + channel,
                          pack4<T>(sum[t], {p.mid_low, p.mid_high}));
         __syncthreads();  // A is complete
-        multiply_tiles<T>(acc, a + m0 * L::kRow, L::kRow, weights(chunk) + n0, L::kOutRow,
-                          kChunk / 16);
+        multiply_tiles<T, kChunk / 16>(acc, a + m0 * L::kRow, L::kRow, weights(chunk) + n0,
+                                       L::kOutRow);
     }
 
     __syncthreads();  // the weights are done with
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(DsconvLayout<kOut>::kThreads) dsconv_kernel(Ds
         }
         float scores[1][L::kHeadChunk / 8][4];
         set_zero(scores);
-        multiply_tiles<T>(scores, stage + warp * 16 * L::kOutRow, L::kOutRow, head, L::kHeadRow,
-                          kOut / 16);
+        multiply_tiles<T, kOut / 16>(scores, stage + warp * 16 * L::kOutRow, L::kOutRow, head,
+                                     L::kHeadRow);
         each_pair(scores, [&](int row, int column, float u, float v) {
             const int pixel = warp * 16 + row, k = k0 + column;
             const int oy = oy0 + pixel / L::kTile, ox = ox0 + pixel % L::kTile;

@@ -39,6 +39,7 @@ InvertedResidualPlan plan_inverted_residual(const InvertedResidualParams& p) {
         const int wanted = device.multiprocessors / (plan.tiles * p.n);
         const int most = chunks / 2 < kMaxSplit ? chunks / 2 : kMaxSplit;
         plan.split = wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most;
+        plan.split = ceil_div(chunks, ceil_div(chunks, plan.split));  // none without a share
         const bool fills = 2 * plan.tiles * p.n * plan.split >= device.multiprocessors;
         if (fills && plan.shared <= device.shared) break;
     }
@@ -63,7 +64,7 @@ std::string inverted_residual(Type type, InvertedResidualParams p, Stream stream
             " channels need " + std::to_string(plan.shared) + " bytes of shared memory (this GPU " +
             "has " + std::to_string(device.shared) + ") and at most 128 outputs");
 
-    p.split = plan.split;
+    p.split = plan.split, p.share = ceil_div(p.hidden_stride / kChunk, plan.split);
     const dim3 grid(plan.tiles, plan.split, p.n);
     return with_layout(plan.tile_h, p.stride, p.o, [&](auto layout) {
         using L = decltype(layout);

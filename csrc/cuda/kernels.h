@@ -60,7 +60,7 @@ struct InvertedResidualParams {
     int oh, ow;
     int stride, residual;         // 1 or 2; adds x (stride 1, c == o)
     float low, high;              // bounds of the activation after expand and depthwise
-    int split;                    // blocks that share a tile: set by the launcher
+    int split, share;             // blocks of a tile, 32 hidden channels of each: the launcher's
 };
 struct InvertedResidualPlan {
     int tile_h, tiles, split;  // tiles of tile_h x 8 pixels per image, blocks per tile

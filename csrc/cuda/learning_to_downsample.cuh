@@ -4,11 +4,11 @@
 // DSConv needs (2 kTileH + 1) x (2 kTileW + 1) pixels, the stem (4 kTileH + 3) x (4 kTileW + 3),
 // the frame (8 kTileH + 7) x (8 kTileW + 7). Each stage lies whole in shared memory, over what is
 // done:
-//   frame -> bytes -> patch   16-byte words, then two pixels a thread: normalised, zero outside
+//   frame -> bytes -> patch   16-byte words, then four pixels a thread: normalised, zero outside
 //   patch -> stem             warps take 16 pixels x 32 channels; K is 3 rows of 9 values (3 taps
 //                             x 3 colours lie side by side) and a zero weight, so that a fragment
 //                             is a word of the patch; weights stay in registers
-//   stem -> depthwise -> 1x1  twice, strips of pixels x 4 channels, then warps on 16 x 16 outputs
+//   stem -> depthwise -> 1x1  twice, warps on 16 pixels x 8 channels, then on 16 x 16 outputs
 // Zeros that pad the depthwise convolutions are written where a stage leaves its map.
 // Bound by shared memory and instruction issue; 10.5 MB pass through device memory at 1024x2048,
 // and 1.3 to 1.4 times the arithmetic of the unfused stages is done.
@@ -29,9 +29,15 @@ struct LearningToDownsampleLayout {
     static constexpr int kH0 = 2 * kH1 + 1, kW0 = 2 * kW1 + 1;
     static constexpr int kTiles1 = ceil_div(kP1, 16), kTiles2 = ceil_div(kP2, 16);
 
-    // Words per row of each array; the patch ends in zeros that the last word of a row may read.
-    static constexpr int kPatchRow = round_up(kW0 * 3 + 1, 2);
+    // Words per row of each array; in the patch whole fours of pixels.
+    static constexpr int kPatchRow = round_up(kW0, 4) * 3;
     static constexpr int kRow1 = kC1 + kPad, kRow2 = kC2 + kPad, kRow3 = kC3 + kPad;
+
+    // The maps keep even columns of a row first.
+    using Columns1 = Columns<2, kW1>;
+    using Columns2 = Columns<2, kW2>;
+    static constexpr int kMap1Pixels = kH1 * Columns1::kPitch;
+    static constexpr int kMap2Pixels = kH2 * Columns2::kPitch;
 
     // Byte offsets. a1 and a2 lie over the patch, map2 and the results over the stem's map.
     static constexpr int kPatchBytes = round_up(kH0 * kPatchRow * 2, 16);
@@ -39,8 +45,8 @@ struct LearningToDownsampleLayout {
     static constexpr int kPatch = 0, kA1 = 0, kA2 = 0;
     static constexpr int kFirst = kPatchBytes > kA1Bytes ? kPatchBytes : kA1Bytes;
     static constexpr int kMap1 = kFirst, kMap2 = kFirst;
-    static constexpr int kStage = kMap2 + kTiles2 * 16 * kRow2 * 2;
-    static constexpr int kPointwise1 = kMap1 + kTiles1 * 16 * kRow1 * 2;
+    static constexpr int kStage = kMap2 + kMap2Pixels * kRow2 * 2;
+    static constexpr int kPointwise1 = kMap1 + kMap1Pixels * kRow1 * 2;
     static constexpr int kPointwise2 = kPointwise1 + kC1 * kRow2 * 2;
     static constexpr int kTaps1 = kPointwise2 + kC2 * kRow3 * 2;
     static constexpr int kTaps2 = kTaps1 + 9 * kC1 * 2, kBytes = kTaps2 + 9 * kC2 * 2;
@@ -104,29 +110,42 @@ __global__ void __launch_bounds__(L::kThreads)
         commit_copies();
         wait_copies<0>();
         __syncthreads();
-        // Two pixels at a time fill three words of the patch; a row ends in a pair of one.
-        constexpr int kPairs = (L::kW0 + 1) / 2;
+        // Four pixels at a time fill six words of the patch.
+        constexpr unsigned kFours = L::kPatchRow / 12;
         const unsigned pitch = p.w * 3u;
-        for (int i = tid; i < L::kH0 * kPairs; i += L::kThreads) {
-            const int row = i / kPairs, x = i % kPairs * 2;
-            const char* raw = shared + L::kRaw + row * L::kRawRow + x * 3 +
-                              (static_cast<unsigned>(first) + row * pitch) % 16;
-            const bool known[2] = {
-                inside(y0 + row, x0 + x, p.h, p.w),
-                x + 1 < L::kW0 && inside(y0 + row, x0 + x + 1, p.h, p.w)};
-            float value[6];
+        auto convert = [&](auto whole) {
+#pragma unroll 1
+            for (unsigned i = tid; i < L::kH0 * kFours; i += L::kThreads) {
+                const unsigned row = i / kFours, x = i % kFours * 4;
+                const unsigned shift = (static_cast<unsigned>(first) + row * pitch) % 16;
+                const char* const raw = shared + L::kRaw + row * L::kRawRow + x * 3 + shift / 4 * 4;
+                uint32_t word[4];
 #pragma unroll
-            for (int k = 0; k < 6; ++k) {
-                const float v =
-                    fmaf(load_shared<uint8_t>(raw + k), p.scale[k % 3], p.shift[k % 3]);
-                value[k] = known[k / 3] ? v : 0.f;
+                for (int k = 0; k < 4; ++k) word[k] = load_shared<uint32_t>(raw + 4 * k);
+                float value[12];
+#pragma unroll
+                for (int k = 0; k < 3; ++k) {
+                    const uint32_t four = shift_right(word[k], word[k + 1], shift % 4 * 8);
+                    value[4 * k] = byte_of<0>(four), value[4 * k + 1] = byte_of<1>(four);
+                    value[4 * k + 2] = byte_of<2>(four), value[4 * k + 3] = byte_of<3>(four);
+                }
+#pragma unroll
+                for (int k = 0; k < 12; ++k) {
+                    value[k] = fmaf(value[k], p.scale[k % 3], p.shift[k % 3]);
+                    if (!decltype(whole)::value && !inside(y0 + row, x0 + x + k / 3, p.h, p.w))
+                        value[k] = 0.f;
+                }
+                uint16_t* const to = words(L::kPatch) + row * L::kPatchRow + x * 3;
+#pragma unroll
+                for (int k = 0; k < 12; k += 4)
+                    store_shared(to + k, make_uint2(pack<T>(value[k], value[k + 1]),
+                                                    pack<T>(value[k + 2], value[k + 3])));
             }
-            uint16_t* to = words(L::kPatch) + row * L::kPatchRow + x * 3;
-#pragma unroll
-            for (int k = 0; k < 3; ++k)
-                if (k < 2 || x + 1 < L::kW0)
-                    store_shared(to + 2 * k, pack<T>(value[2 * k], value[2 * k + 1]));
-        }
+        };
+        if (inside(y0, x0, p.h, p.w) && y0 + L::kH0 <= p.h && x0 + L::kPatchRow / 3 <= p.w)
+            convert(std::true_type{});
+        else
+            convert(std::false_type{});
     } else {
 #pragma unroll 4
         for (int i = tid; i < L::kH0 * (L::kPatchRow / 2); i += L::kThreads) {
@@ -145,88 +164,116 @@ __global__ void __launch_bounds__(L::kThreads)
         }
     }
 
-    // Stem weights [32 of K][32]: the word of lane (n = lane / 4, pair k = lane % 4) of each tile.
-    uint32_t stem[2][4][2];
+    // Pairs of K that this lane holds: of each row of taps the word lane % 4, then the last word of
+    // row lane % 4 (pair 15 has zero weights). Weights [32 outputs][32] by tile of 8 outputs.
+    const int last_row = min(lane % 4, 2);
+    uint32_t stem[4][4];
 #pragma unroll
-    for (int k = 0; k < 2; ++k)
+    for (int k = 0; k < 4; ++k)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                stem[k][j][half] = load_global<uint32_t>(
-                    p.stem + (j * 8 + lane / 4) * 32 + k * 16 + half * 8 + lane % 4 * 2);
-    // Where the pairs of K that this lane holds lie in the patch: row pair / 5, word pair % 5.
-    int offset[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int pair = min(lane % 4 + 4 * i, 14);  // pair 15 has zero weights
-        offset[i] = pair / 5 * L::kPatchRow + pair % 5 * 2;
-    }
+        for (int j = 0; j < 4; ++j) {
+            const int pair = k < 3 ? 5 * k + lane % 4 : min(5 * (lane % 4) + 4, 15);
+            stem[j][k] = load_global<uint32_t>(p.stem + (j * 8 + lane / 4) * 32 + pair * 2);
+        }
     wait_copies<0>();
     __syncthreads();
 
-    const Bounds relu{0.f, INFINITY}, mid{p.mid_low, p.mid_high};
+    const PackedBounds mid = pack_bounds<T>({p.mid_low, p.mid_high});
+    float2 stem_bias[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        stem_bias[j] = load_global<float2>(p.stem_bias + j * 8 + lane % 4 * 2);
 #pragma unroll 1
     for (int tile = warp; tile < L::kTiles1; tile += L::kWarps) {
-        const uint16_t* row[2];
+        unsigned y[2], x[2];
+        uint32_t a[4][2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int pixel = min(tile * 16 + half * 8 + lane / 4, L::kP1 - 1);
-            row[half] = words(L::kPatch) + pixel / L::kW1 * 2 * L::kPatchRow + pixel % L::kW1 * 6;
+            const unsigned pixel = min(tile * 16 + half * 8 + lane / 4, L::kP1 - 1);
+            y[half] = pixel / L::kW1, x[half] = pixel % L::kW1;
+            const uint16_t* const row =
+                words(L::kPatch) + y[half] * 2 * L::kPatchRow + x[half] * 6 + lane % 4 * 2;
+#pragma unroll
+            for (int k = 0; k < 3; ++k) a[k][half] = load_shared<uint32_t>(row + k * L::kPatchRow);
+            a[3][half] = load_shared<uint32_t>(row + last_row * L::kPatchRow + 8 - lane % 4 * 2);
         }
-        float sum[1][4][4];
-        set_zero(sum);
+        float sum[4][4] = {};
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            uint32_t a[4];
-#pragma unroll
-            for (int r = 0; r < 4; ++r)
-                a[r] = load_shared<uint32_t>(row[r % 2] + offset[2 * k + r / 2]);
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                multiply_add<T>(sum[0][j], a, stem[k][j][0], stem[k][j][1]);
+        for (int j = 0; j < 4; ++j) {
+            multiply_add<T>(sum[j], {a[0][0], a[0][1], a[1][0], a[1][1]}, stem[j][0], stem[j][1]);
+            multiply_add<T>(sum[j], {a[2][0], a[2][1], a[3][0], a[3][1]}, stem[j][2], stem[j][3]);
         }
-        each_pair(sum, [&](int r, int column, float u, float v) {
-            const int pixel = tile * 16 + r;
-            const float2 bias = load_global<float2>(p.stem_bias + column);
-            const bool known = inside(y1 + pixel / L::kW1, x1 + pixel % L::kW1, p.h1, p.w1);
-            const uint32_t word = pack<T>(clamp(u + bias.x, relu), clamp(v + bias.y, relu));
-            store_shared(words(L::kMap1) + pixel * L::kRow1 + column, known ? word : 0u);
-        });
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (tile * 16 + half * 8 + lane / 4 >= L::kP1) continue;
+            const bool known = inside(y1 + y[half], x1 + x[half], p.h1, p.w1);
+            uint16_t* const to =
+                words(L::kMap1) +
+                (y[half] * L::Columns1::kPitch + L::Columns1::at(x[half])) * L::kRow1 +
+                lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const uint32_t word = pack_relu<T>(sum[j][half * 2] + stem_bias[j].x,
+                                                   sum[j][half * 2 + 1] + stem_bias[j].y);
+                store_shared(to + j * 8, known ? word : 0u);
+            }
+        }
     }
     __syncthreads();
 
-    // Depthwise from a map of width `from_w` to `to_h` x `to_w` pixels; rows up to a whole tile of
-    // 16 stay unwritten and feed only products that nobody keeps.
-    auto depthwise = [&](const uint16_t* from, auto channels, int from_w, int to_h, int to_w,
-                         const uint16_t* taps, const float* bias, uint16_t* to) {
-        constexpr int kC = decltype(channels)::value, kFrom = kC + kPad;
+    // Depthwise from a map with columns C to pixels in rows of `to_w`; rows up to a whole tile of 16
+    // repeat the last pixel and feed only products that nobody keeps.
+    const uint32_t diagonal = diagonal_mask();
+    auto depthwise = [&](const uint16_t* from, auto columns, auto channels, unsigned tiles,
+                         int pixels, unsigned to_w, const uint16_t* taps, const float* bias, uint16_t* to) {
+        using C = decltype(columns);
+        constexpr int kC = decltype(channels)::value, kRow = kC + kPad, kGroups = kC / 8;
+        constexpr bool kSame = L::kWarps % kGroups == 0;  // a warp's channels, all the way
+        uint32_t w[9];
+        float2 b;
+        auto load = [&](int unit) {
+            const int c = unit % kGroups * 8 + lane % 4 * 2;
+            load_diagonals(w, taps + c, kC, diagonal);
+            b = load_global<float2>(bias + c);
+        };
+        if (kSame) load(warp);
 #pragma unroll 1
-        for (int i = tid; i < to_h * to_w * (kC / 4); i += L::kThreads) {
-            const int c = i % (kC / 4) * 4, pixel = i / (kC / 4);
-            const float4 b = load_global<float4>(bias + c);
-            float sum[1][4] = {{b.x, b.y, b.z, b.w}};
-            const int first = pixel / to_w * 2 * from_w + pixel % to_w * 2;
-            add_depthwise<T, 2>(sum, from + first * kFrom + c, from_w * kFrom, kFrom, taps + c, kC);
-            store_shared(to + pixel * kFrom + c, pack4<T>(sum[0], mid));
+        for (unsigned unit = warp; unit < tiles * kGroups; unit += L::kWarps) {
+            if (!kSame) load(unit);
+            const int c = unit % kGroups * 8, first = unit / kGroups * 16;
+            const unsigned pixel = min(first + lane % 16, pixels - 1);
+            float sum[4] = {b.x, b.y, b.x, b.y};
+            add_depthwise<T, C, kRow>(
+                sum, from + (pixel / to_w * 2 * C::kPitch + pixel % to_w) * kRow + c, w);
+            uint16_t* const at = to + (first + lane / 4) * kRow + c + lane % 4 * 2;
+            store_shared(at, pack_clamped<T>(sum[0], sum[1], mid));
+            store_shared(at + 8 * kRow, pack_clamped<T>(sum[2], sum[3], mid));
         }
     };
-    // Warps take 16 x 16 outputs each.
-    auto pointwise = [&](const uint16_t* a, auto inputs, int tiles, const uint16_t* b, auto outputs,
-                         const float* bias, auto store) {
+    // Warps take 16 pixels x kColumns outputs each; `store` gets a pixel's words.
+    auto pointwise = [&](const uint16_t* a, auto inputs, unsigned tiles, const uint16_t* b,
+                         auto outputs, auto columns, const float* bias, auto store) {
         constexpr int kK = decltype(inputs)::value, kN = decltype(outputs)::value;
+        constexpr int kColumns = decltype(columns)::value, kTiles = kColumns / 8;
 #pragma unroll 1
-        for (int unit = warp; unit < tiles * (kN / 16); unit += L::kWarps) {
-            const int row0 = unit / (kN / 16) * 16, column0 = unit % (kN / 16) * 16;
-            float sum[1][2][4];
+        for (unsigned unit = warp; unit < tiles * (kN / kColumns); unit += L::kWarps) {
+            const int row0 = unit / (kN / kColumns) * 16;
+            const int column0 = unit % (kN / kColumns) * kColumns;
+            float sum[1][kTiles][4];
             set_zero(sum);
-            multiply_tiles<T>(sum, a + row0 * (kK + kPad), kK + kPad, b + column0, kN + kPad,
-                              kK / 16);
-            each_pair(sum, [&](int row, int column, float u, float v) {
-                const float2 add = load_global<float2>(bias + column0 + column);
-                store(row0 + row, column0 + column,
-                      pack<T>(clamp(u + add.x, relu), clamp(v + add.y, relu)));
-            });
+            multiply_tiles<T, kK / 16>(sum, a + row0 * (kK + kPad), kK + kPad, b + column0,
+                                       kN + kPad);
+            uint32_t word[2][kTiles];
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j) {
+                const float2 add = load_global<float2>(bias + column0 + j * 8 + lane % 4 * 2);
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    word[half][j] = pack_relu<T>(sum[0][j][half * 2] + add.x,
+                                                 sum[0][j][half * 2 + 1] + add.y);
+            }
+            store(row0 + lane / 4, column0 + lane % 4 * 2, word[0]);
+            store(row0 + lane / 4 + 8, column0 + lane % 4 * 2, word[1]);
         }
     };
     using std::integral_constant;
@@ -234,22 +281,31 @@ __global__ void __launch_bounds__(L::kThreads)
     constexpr integral_constant<int, L::kC2> c2;
     constexpr integral_constant<int, L::kC3> c3;
 
-    depthwise(words(L::kMap1), c1, L::kW1, L::kH2, L::kW2, words(L::kTaps1), p.depthwise1_bias,
-              words(L::kA1));
+    depthwise(words(L::kMap1), typename L::Columns1{}, c1, L::kTiles2, L::kP2, L::kW2,
+              words(L::kTaps1), p.depthwise1_bias, words(L::kA1));
     __syncthreads();
-    pointwise(words(L::kA1), c1, L::kTiles2, words(L::kPointwise1), c2, p.pointwise1_bias,
-              [&](int pixel, int column, uint32_t word) {
-                  const bool known =
-                      inside(y2 + pixel / L::kW2, x2 + pixel % L::kW2, p.h2, p.w2);
-                  store_shared(words(L::kMap2) + pixel * L::kRow2 + column, known ? word : 0u);
+    pointwise(words(L::kA1), c1, L::kTiles2, words(L::kPointwise1), c2, c2, p.pointwise1_bias,
+              [&](unsigned pixel, int column, const uint32_t(&word)[L::kC2 / 8]) {
+                  if (pixel >= L::kP2) return;
+                  const unsigned y = pixel / L::kW2, x = pixel % L::kW2;
+                  const bool known = inside(y2 + y, x2 + x, p.h2, p.w2);
+                  uint16_t* const to =
+                      words(L::kMap2) +
+                      (y * L::Columns2::kPitch + L::Columns2::at(x)) * L::kRow2 + column;
+#pragma unroll
+                  for (int j = 0; j < L::kC2 / 8; ++j)
+                      store_shared(to + j * 8, known ? word[j] : 0u);
               });
     __syncthreads();
-    depthwise(words(L::kMap2), c2, L::kW2, L::kTileH, L::kTileW, words(L::kTaps2),
-              p.depthwise2_bias, words(L::kA2));
+    depthwise(words(L::kMap2), typename L::Columns2{}, c2, L::kPixels / 16, L::kPixels, L::kTileW,
+              words(L::kTaps2), p.depthwise2_bias, words(L::kA2));
     __syncthreads();
-    pointwise(words(L::kA2), c2, L::kPixels / 16, words(L::kPointwise2), c3, p.pointwise2_bias,
-              [&](int pixel, int column, uint32_t word) {
-                  store_shared(words(L::kStage) + pixel * L::kRow3 + column, word);
+    constexpr integral_constant<int, 16> few;
+    pointwise(words(L::kA2), c2, L::kPixels / 16, words(L::kPointwise2), c3, few, p.pointwise2_bias,
+              [&](int pixel, int column, const uint32_t(&word)[2]) {
+                  uint16_t* const to = words(L::kStage) + pixel * L::kRow3 + column;
+                  store_shared(to, word[0]);
+                  store_shared(to + 8, word[1]);
               });
     __syncthreads();
     for (int i = tid; i < L::kPixels * (L::kC3 / kVector); i += L::kThreads) {

@@ -89,12 +89,29 @@ __device__ __forceinline__ void wait_copies() {
 
 // --- Tensor cores --------------------------------------------------------------------------------
 
-// Four 8 x 8 matrices; lane 8 m + r gives the address of row r of matrix m.
+// One, two or four 8 x 8 matrices; lane 8 m + r gives the address of row r of matrix m.
+template <int kMatrices>
+__device__ __forceinline__ void load_matrices(uint32_t* r, const void* row) {
+    static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
+    if constexpr (kMatrices == 1)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
+                     : "=r"(r[0])
+                     : "r"(shared_address(row))
+                     : "memory");
+    else if constexpr (kMatrices == 2)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+                     : "=r"(r[0]), "=r"(r[1])
+                     : "r"(shared_address(row))
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(shared_address(row))
+                     : "memory");
+}
+
 __device__ __forceinline__ void load_matrix(uint32_t (&r)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+    load_matrices<4>(r, row);
 }
 
 __device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], const void* row) {
@@ -104,7 +121,26 @@ __device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], const v
                  : "memory");
 }
 
-// c [16 x 8] += a [16 x 16] b [16 x 8], fp32 accumulation.
+// c [16 x 8] += a [16 x 8] b [8 x 8], fp32 accumulation.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+    if constexpr (std::is_same_v<T, F16>)
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+#if __CUDA_ARCH__ >= 800
+    else
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+#endif
+}
+
+// c [16 x 8] += a [16 x 16] b [16 x 8].
 template <class T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
@@ -122,16 +158,8 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-    if constexpr (std::is_same_v<T, F16>) {  // the same fragments in two steps of 8
-        const uint32_t b[2] = {b0, b1};
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-            asm volatile(
-                "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
-                "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
-                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
-    }
+    multiply_add<T>(c, {a[0], a[1]}, b0);  // the same fragments in two steps of 8
+    multiply_add<T>(c, {a[2], a[3]}, b1);
 #endif
 }
 
@@ -182,6 +210,54 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
         const __nv_bfloat162_raw raw = __floats2bfloat162_rn(low, high);
         return raw.x | static_cast<uint32_t>(raw.y) << 16;
     }
+}
+
+// The same after ReLU.
+template <class T>
+__device__ __forceinline__ uint32_t pack_relu(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t word;
+    if constexpr (std::is_same_v<T, F16>)
+        asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;\n" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return pack<T>(larger(low, 0.f), larger(high, 0.f));
+#endif
+}
+
+// Both values of a word between those of two others; as `larger` and `smaller`.
+template <class T>
+__device__ __forceinline__ uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
+#if __CUDA_ARCH__ >= 800
+    uint32_t v;
+    if constexpr (std::is_same_v<T, F16>)
+        asm("{\n.reg .b32 v;\nmax.NaN.f16x2 v, %1, %2;\nmin.NaN.f16x2 %0, v, %3;\n}\n"
+            : "=r"(v)
+            : "r"(word), "r"(low), "r"(high));
+    else
+        asm("{\n.reg .b32 v;\nmax.NaN.bf16x2 v, %1, %2;\nmin.NaN.bf16x2 %0, v, %3;\n}\n"
+            : "=r"(v)
+            : "r"(word), "r"(low), "r"(high));
+    return v;
+#else
+    const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
+    return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
+#endif
+}
+
+// --- Bytes ---------------------------------------------------------------------------------------
+
+// Four bytes of two words, `bits` (0 to 31) above the lowest.
+__device__ __forceinline__ uint32_t shift_right(uint32_t low, uint32_t high, unsigned bits) {
+    return __funnelshift_r(low, high, bits);
+}
+
+// Byte kIndex of a word as a float: the low bits of 2^23, which is then taken away.
+template <int kIndex>
+__device__ __forceinline__ float byte_of(uint32_t word) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + kIndex)) - 8388608.f;
 }
 
 }  // namespace fastscnn

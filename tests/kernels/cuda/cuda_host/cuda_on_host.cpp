@@ -270,24 +270,6 @@ Round& meet(const char* name, const Lane& mine) {
     return round;
 }
 
-void load_matrices(uint32_t (&r)[4], const void* row, bool transposed) {
-    static const char* const kNames[2] = {"ldmatrix", "ldmatrix.trans"};
-    check_shared(row, 16, Access::kRead, kNames[transposed]);
-    Lane mine{};
-    mine.row = row;
-    const Round& round = meet(kNames[transposed], mine);
-    const int lane = block->current % kWarp;
-    for (int m = 0; m < 4; ++m) {
-        uint16_t pair[2];
-        for (int i = 0; i < 2; ++i) {
-            const int across = lane % 4 * 2 + i, down = lane / 4;
-            const int line = transposed ? across : down, column = transposed ? down : across;
-            pair[i] = static_cast<const uint16_t*>(round.lanes[m * 8 + line].row)[column];
-        }
-        std::memcpy(&r[m], pair, 4);
-    }
-}
-
 }  // namespace
 
 dim3 thread_index() { return dim3(block->current); }
@@ -349,6 +331,25 @@ const Product& product(const Lane& mine, bool bf16) {
     return round.product;
 }
 
+// Of lanes whose rows no matrix needs, the addresses are not looked at.
+void load_matrices(uint32_t* r, const void* row, int matrices, bool transposed) {
+    static const char* const kNames[2] = {"ldmatrix", "ldmatrix.trans"};
+    const int lane = block->current % kWarp;
+    if (lane < 8 * matrices) check_shared(row, 16, Access::kRead, kNames[transposed]);
+    Lane mine{};
+    mine.row = row;
+    const Round& round = meet(kNames[transposed], mine);
+    for (int m = 0; m < matrices; ++m) {
+        uint16_t pair[2];
+        for (int i = 0; i < 2; ++i) {
+            const int across = lane % 4 * 2 + i, down = lane / 4;
+            const int line = transposed ? across : down, column = transposed ? down : across;
+            pair[i] = static_cast<const uint16_t*>(round.lanes[m * 8 + line].row)[column];
+        }
+        std::memcpy(&r[m], pair, 4);
+    }
+}
+
 float half_to_float(uint16_t bits) {
     _Float16 h;
     std::memcpy(&h, &bits, 2);
@@ -407,12 +408,3 @@ void run(dim3 grid, int threads, int shared, const std::function<void()>& kernel
 }
 
 }  // namespace on_host
-
-namespace fastscnn {
-
-void load_matrix(uint32_t (&r)[4], const void* row) { on_host::load_matrices(r, row, false); }
-void load_matrix_transposed(uint32_t (&r)[4], const void* row) {
-    on_host::load_matrices(r, row, true);
-}
-
-}  // namespace fastscnn

@@ -63,6 +63,8 @@ struct Product {
 };
 const Product& product(const Lane& mine, bool bf16);
 
+void load_matrices(uint32_t* r, const void* row, int matrices, bool transposed);
+
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 
@@ -153,8 +155,14 @@ void wait_copies() {
     on_host::wait_copies(kPending);
 }
 
-void load_matrix(uint32_t (&r)[4], const void* row);
-void load_matrix_transposed(uint32_t (&r)[4], const void* row);
+template <int kMatrices>
+void load_matrices(uint32_t* r, const void* row) {
+    on_host::load_matrices(r, row, kMatrices, false);
+}
+inline void load_matrix(uint32_t (&r)[4], const void* row) { load_matrices<4>(r, row); }
+inline void load_matrix_transposed(uint32_t (&r)[4], const void* row) {
+    on_host::load_matrices(r, row, 4, true);
+}
 
 // Element (row, column) of c lies in lane 4 (row % 8) + column / 2, register
 // 2 (row / 8) + column % 2.
@@ -164,6 +172,11 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     const on_host::Product& p = on_host::product(mine, std::is_same_v<T, BF16>);
     const int lane = threadIdx.x % 32;
     for (int i = 0; i < 4; ++i) c[i] += p.value[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+
+template <class T>
+void multiply_add(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {
+    multiply_add<T>(c, {a[0], a[1], 0, 0}, b, 0);
 }
 
 inline float larger(float a, float b) {
@@ -198,6 +211,26 @@ uint32_t pack(float low, float high) {
     if constexpr (std::is_same_v<T, F16>)
         return on_host::float_to_half(low) | uint32_t(on_host::float_to_half(high)) << 16;
     return float_to_bfloat(low) | float_to_bfloat(high) << 16;
+}
+
+template <class T>
+uint32_t pack_relu(float low, float high) {
+    return pack<T>(larger(low, 0.f), larger(high, 0.f));
+}
+
+inline uint32_t shift_right(uint32_t low, uint32_t high, unsigned bits) {
+    return static_cast<uint32_t>((uint64_t(high) << 32 | low) >> bits);
+}
+
+template <int kIndex>
+float byte_of(uint32_t word) {
+    return static_cast<float>(word >> 8 * kIndex & 255);
+}
+
+template <class T>
+uint32_t clamp_pair(uint32_t word, uint32_t low, uint32_t high) {
+    const float2 v = unpack<T>(word), a = unpack<T>(low), b = unpack<T>(high);
+    return pack<T>(smaller(larger(v.x, a.x), b.x), smaller(larger(v.y, a.y), b.y));
 }
 
 }  // namespace fastscnn

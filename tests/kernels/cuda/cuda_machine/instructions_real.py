@@ -117,6 +117,35 @@ def _add_halves(b: Block, i: Instruction, m: Mask) -> None:
         put_halves(b, to, a[0] + c[0], a[1] + c[1], m)
 
 
+@instruction("HMNMX2")
+def _extreme_of_halves(b: Block, i: Instruction, m: Mask) -> None:
+    """-0 lies below +0."""
+    to, *operands, least = i.operands
+    assert "NAN" in i.modifiers, i.text
+    bf16, low = any("BF16" in x for x in i.modifiers), b.predicate(least)
+    x, y = pairs(b, operands[:1], bf16), pairs(b, operands[1:], bf16)
+    found = []
+    for u, v in zip(x, y, strict=True):
+        less = (u < v) | ((u == v) & np.signbit(u))
+        found.append(np.where(np.isnan(u + v), F32(np.nan), np.where(less == low, u, v)))
+    if bf16:
+        bits = [np.asarray(v, F32).view(U32) >> U32(16) for v in found]
+        b.write(to.number, bits[0] | bits[1] << U32(16), m)
+    else:
+        put_halves(b, to, *found, m)
+
+
+def pairs(b: Block, operands: list[Operand], bf16: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The two values of a word, or two constants, of which the high one is written first."""
+    if len(operands) == 2:
+        high, low = (halves(b, o)[0] for o in operands)
+        return low, high
+    if not bf16:
+        return halves(b, operands[0])
+    word = b.value(operands[0])
+    return (word << U32(16)).view(F32), (word & U32(0xFFFF0000)).view(F32)
+
+
 @instruction("HMUL2")
 def _multiply_halves(b: Block, i: Instruction, m: Mask) -> None:
     a, c = halves(b, i.operands[1]), halves(b, i.operands[2])
@@ -127,10 +156,7 @@ def _multiply_halves(b: Block, i: Instruction, m: Mask) -> None:
 def _multiply_add_halves(b: Block, i: Instruction, m: Mask) -> None:
     to, x, y, *z = i.operands
     a, c = halves(b, x), halves(b, y)
-    if len(z) == 2 and z[0].kind == z[1].kind == "i":  # two constants, the high one first
-        high, low = (halves(b, o)[0] for o in z)
-    else:
-        low, high = halves(b, z[0])
+    low, high = pairs(b, z, False) if len(z) == 2 and z[1].kind == "i" else halves(b, z[0])
     put_halves(b, to, a[0] * c[0] + low, a[1] * c[1] + high, m)
 
 
