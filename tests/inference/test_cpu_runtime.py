@@ -254,6 +254,8 @@ def test_bad_input_is_named() -> None:
         run.labels(frames(1, 64, 64), (64, 0))
     with pytest.raises(ValueError, match=r"overlay: expected a uint8 frame of the output size"):
         run.outputs(frames(1, 64, 64), ("overlay",), (32, 64), colors=[(0, 0, 0)] * 19)
+    with pytest.raises(ValueError, match=r"colors: got 18, expected 19"):
+        run.outputs(frames(1, 64, 64), ("color",), colors=[(0, 0, 0)] * 18)
     with pytest.raises(ValueError, match=r"colors is null"):
         run.outputs(frames(1, 64, 64), ("color",))
     assert run.labels(frames(1, 64, 64)).shape == (1, 64, 64)

@@ -62,7 +62,7 @@ class Sender:
     def wait_for_port(self) -> None:
         """Until it listens; a connection would be taken for the client's."""
         port = f"{int(self.url.rpartition(':')[2]):04X}"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
             if any(row[1].endswith(f":{port}") and row[3] == "0A" for row in rows):

@@ -83,10 +83,10 @@ def test_stopping_wakes_a_source_that_waits() -> None:
 
     def source() -> Iterator[int]:
         yield 1
-        stopped.wait(10)
+        stopped.wait(60)
 
     start = time.perf_counter()
     with closing(overlapped(source(), [Stage("same", lambda x: x)], stop=stopped.set)) as results:
         assert next(results) == 1
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 50
     assert not threads()

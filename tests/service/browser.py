@@ -79,7 +79,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 15) -> Any:
+    def wait(self, script: str, seconds: float = 60) -> Any:
         """The expression's value, once it is true."""
         return self._until(lambda: self.run(script), f"{script} is not true", seconds)
 
@@ -92,7 +92,7 @@ class Page:
             f"{url} does not load",
         )
 
-    def _until(self, found: Callable[[], Any], trouble: str, seconds: float = 15) -> Any:
+    def _until(self, found: Callable[[], Any], trouble: str, seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
         while not (value := found()):
             assert time.monotonic() < deadline, trouble
@@ -139,6 +139,6 @@ class Page:
     def close(self) -> None:
         self._session = ""
         self("Browser.close")
-        self._process.wait(20)
+        self._process.wait(60)
         os.close(self._write)
         os.close(self._read)

@@ -63,6 +63,7 @@ def test_upload(opened: Page, service: Service, photo: Path, tmp_path: Path) -> 
         f"{service.url}/v1/segment?output=shares",
         content=photo.read_bytes(),
         headers={"Content-Type": "image/jpeg"},
+        timeout=60,
     ).json()
     rows = opened.run("[...document.querySelectorAll('#legend tr')].map(r => r.innerText)")
     for row, entry in zip(rows, found["classes"], strict=True):

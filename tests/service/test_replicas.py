@@ -35,10 +35,10 @@ Image.fromarray(frame).save(file, "PNG")
 url, kind = f"http://127.0.0.1:{port}", {"Content-Type": "image/png"}
 expected = fastscnn.load(device="cpu").segment(frame, size=(96, 128))
 for _ in range(8):
-    answer = httpx.post(f"{url}/v1/segment", content=file.getvalue(), headers=kind, timeout=30)
+    answer = httpx.post(f"{url}/v1/segment", content=file.getvalue(), headers=kind, timeout=60)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), expected)
-large = httpx.post(f"{url}/v1/segment", content=bytes(17 << 20), headers=kind, timeout=30)
-print("large", large.status_code, "page", httpx.get(f"{url}/").text[:15])
+large = httpx.post(f"{url}/v1/segment", content=bytes(17 << 20), headers=kind, timeout=60)
+print("large", large.status_code, "page", httpx.get(f"{url}/", timeout=60).text[:15])
 serve.shutdown()
 ray.shutdown()
 """

@@ -44,6 +44,14 @@ def png(frame: np.ndarray = FRAME) -> bytes:
 PNG = png()
 
 
+#: Seconds after which what is waited for will not come, however busy the machine.
+LATE = 60
+
+
+def fetch(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=LATE)
+
+
 class Service:
     """`fastscnn serve` on a free port."""
 
@@ -67,7 +75,7 @@ class Service:
         """Exit code, and what it printed after its first line."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        output = self.process.communicate(timeout=40)[0]
+        output = self.process.communicate(timeout=LATE)[0]
         return self.process.returncode, output
 
 
@@ -79,7 +87,7 @@ def service() -> Iterator[Service]:
 
 
 def test_answers(service: Service) -> None:
-    answer = httpx.post(f"{service.url}/v1/segment", content=PNG)
+    answer = httpx.post(f"{service.url}/v1/segment", content=PNG, timeout=LATE)
     expected = fastscnn.load(device="cpu").segment(FRAME, size=(96, 128))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), expected)
 
@@ -105,7 +113,7 @@ def post(body: bytes, *extra: str) -> bytes:
 
 
 def open_files(service: Service) -> float:
-    text = httpx.get(f"{service.url}/metrics").text
+    text = fetch(f"{service.url}/metrics").text
     found = re.search(r"^process_open_fds (\S+)", text, re.M)
     assert found
     return float(found[1])
@@ -125,8 +133,8 @@ def test_a_thousand_at_once(service: Service) -> None:
     assert statuses[200] >= 30
     assert statuses[429] > 0
     assert all(b"retry-after: " in a for a in answers if b" 429 " in a.split(b"\r\n")[0])
-    assert httpx.post(f"{service.url}/v1/segment", content=PNG).status_code == 200
-    deadline = time.monotonic() + 10
+    assert httpx.post(f"{service.url}/v1/segment", content=PNG, timeout=LATE).status_code == 200
+    deadline = time.monotonic() + LATE
     while open_files(service) > before + 5:
         assert time.monotonic() < deadline, f"{open_files(service)} files are open, {before} before"
         time.sleep(0.1)
@@ -134,7 +142,7 @@ def test_a_thousand_at_once(service: Service) -> None:
 
 def test_what_is_no_http(service: Service) -> None:
     assert b" 400 " in asyncio.run(exchange(service.port, b"\x16\x03\x01 what?\r\n\r\n"))
-    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    assert fetch(f"{service.url}/healthz").status_code == 200
 
 
 def test_too_large_is_told_before_it_is_sent(service: Service) -> None:
@@ -201,23 +209,25 @@ def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFix
 def test_ends_when_all_is_answered(number: int) -> None:
     service = Service("--threads", "1")
     answers: list[httpx.Response] = []
-    body = png(street_scene(1500, 2000))
+    body = png(street_scene(300, 400).repeat(5, 0).repeat(5, 1))
 
     def ask() -> None:
-        answers.append(httpx.post(f"{service.url}/v1/segment", content=body, timeout=30))
+        answers.append(httpx.post(f"{service.url}/v1/segment", content=body, timeout=LATE))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while "fastscnn_requests_at_once 4.0" not in httpx.get(f"{service.url}/metrics").text:
+    deadline = time.monotonic() + LATE
+    known = r'^(?:fastscnn_requests_at_once|fastscnn_answers_total{status="200"}) (\S+)'
+    while sum(map(float, re.findall(known, fetch(f"{service.url}/metrics").text, re.M))) < 4:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert service.end(number) == (0, "ended\n")
     for thread in threads:
         thread.join()
     assert [a.status_code for a in answers] == [200] * 4
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{service.url}/healthz")
+        fetch(f"{service.url}/healthz")
 
 
 class Running:
@@ -231,31 +241,31 @@ class Running:
         class Held(Workers):
             def _answer(self, *args: Any) -> Any:
                 running.begun += 1
-                assert running.go.wait(20)
+                assert running.go.wait(LATE)
                 return super()._answer(*args)
 
         self._workers = Held("camvid", device="cpu", size=(96, 128), count=1, max_pixels=10**6)
-        self._sock = server.bind("127.0.0.1", 0)
-        self._sock.listen()
-        self.port = self._sock.getsockname()[1]
+        self.sock = server.bind("127.0.0.1", 0)
+        self.sock.listen()
+        self.port = self.sock.getsockname()[1]
         app = create_app(self._workers, limits=limits)
         config = uvicorn.Config(app, http=server.TimedProtocol, ws="none", log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._sock],))
+        self.server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.server.run, args=([self.sock],))
         self._thread.start()
 
     def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.port}/metrics").text
+        return fetch(f"http://127.0.0.1:{self.port}/metrics").text
 
     def wait_for(self, line: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LATE
         while line not in self.metrics():
             assert time.monotonic() < deadline, f"no {line} in\n{self.metrics()}"
             time.sleep(0.02)
 
     def close(self) -> None:
         self.go.set()
-        self._server.should_exit = True
+        self.server.should_exit = True
         self._thread.join()
 
 
@@ -306,15 +316,31 @@ def test_slow_bodies_are_cut_off(running: Running) -> None:
     assert running.begun == 0
 
 
-def test_a_large_answer_is_read_to_its_end(running: Running) -> None:
-    """A client slower than the clock of heads still gets all of it."""
+def ask_for_a_large_answer(running: Running, client: socket.socket) -> None:
+    """Small buffers: what is not read stays with the server."""
     running.go.set()
     noise = np.random.default_rng(0).integers(0, 256, (900, 1000, 3), np.uint8)
-    request = post(png(noise)).replace(b"output=shares", b"output=overlay")
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    running.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client.connect(("127.0.0.1", running.port))
+    client.sendall(post(png(noise)).replace(b"output=shares", b"output=overlay"))
+
+
+def test_who_does_not_read_is_cut_off(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "READ_SECONDS", 0.3)
     with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", running.port))
-        client.sendall(request)
+        ask_for_a_large_answer(running, client)
+        client.recv(1000)
+        deadline = time.monotonic() + LATE
+        while running.server.server_state.connections:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_large_answer_is_read_to_its_end(running: Running) -> None:
+    """A client slower than the clock of heads still gets all of it."""
+    with socket.socket() as client:
+        ask_for_a_large_answer(running, client)
         data = client.recv(1000)
         length = int(re.search(rb"content-length: (\d+)", data)[1])  # type: ignore[index]
         time.sleep(1.5)

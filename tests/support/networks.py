@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastscnn.inference.cpu_runtime import CpuRuntime
 from fastscnn.inference.fold import fold
 from fastscnn.inference.fused import FusedFastSCNN
+from fastscnn.network.blocks import Bottleneck
 from fastscnn.network.config import PRESETS, FastSCNNConfig
 from fastscnn.network.model import FastSCNN
 
@@ -23,6 +24,10 @@ def network(preset: str, classes: int = 19) -> FastSCNN:
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
+        if isinstance(module, Bottleneck) and preset == "segmentron":  # so that ReLU6 limits
+            for part, scale in (module.expand, 20), (module.depthwise, 20), (module.project, 0.1):
+                assert part.bn is not None
+                nn.init.constant_(part.bn.weight, scale)
     return model
 
 

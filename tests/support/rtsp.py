@@ -15,7 +15,7 @@ class RtspServer:
     def __init__(self, ffmpeg: str, source: str, folder: Path) -> None:
         self._rtp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._rtp.bind(("127.0.0.1", 0))
-        self._rtp.settimeout(5)
+        self._rtp.settimeout(60)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.requests: list[str] = []

@@ -55,16 +55,22 @@ from training_data import tiny, trainer
 data.BAD_SHARE = 0.5
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
 run = trainer(tiny(zero_skip=True, seed=3), root, out / "run")
+run._prepare()
 model, found = run.learner.model, {}
 run.learner.train()
 for number, (batch, *_) in zip(range(2), run._batches()):
     run.learner.step(batch, number, 6)
 found["seed"] = torch.initial_seed()
-parts = {"parameters": model.parameters, "buffers": model.buffers}
-sums = lambda name: [float(t.double().sum()) for t in parts[name]()]
+sums = lambda name: [float(t.double().sum()) for t in getattr(model, name)()]
 found["own"], found["parameters"] = sums("buffers"), sums("parameters")
 evaluated = run.learner.evaluated()
 found["shared"] = sums("buffers")
+run.progress.step = 2
+run._save()
+resumed = trainer(tiny(zero_skip=True, seed=3), root, out / "run")
+resumed._prepare()
+found["step"], model = resumed.progress.step, resumed.learner.model
+found["resumed"] = sums("parameters")
 score = run.task.validate(evaluated)
 found["score"], found["unreadable"] = score.values, score.unreadable
 (out / f"{distributed.rank()}.json").write_text(json.dumps(found))
@@ -81,6 +87,8 @@ def test_what_two_processes_share_and_what_they_do_not(tmp_path: Path) -> None:
     zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert zero["seed"] != one["seed"]
     assert zero["parameters"] == one["parameters"]
+    assert zero["resumed"] == one["resumed"] == zero["parameters"]
+    assert zero["step"] == one["step"] == 2
     assert zero["own"] != one["own"]
     assert one["shared"] == zero["shared"] == zero["own"]
     assert zero["score"] == one["score"]

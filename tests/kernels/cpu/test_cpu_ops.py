@@ -312,6 +312,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "threads=0",
     ),
+    "a dilation": (lambda: pack.check_stride("op", 1, 0), ValueError, "dilation=0"),
     "dilation": (
         lambda: cpu.depthwise_conv(tensor(1, 4, 2, 2), *depthwise(4), dilation=0),
         ValueError,
