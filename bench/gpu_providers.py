@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastscnn.benchmark.provider import Unavailable, need
+from fastscnn.benchmark.provider import Unavailable, need, without_batch_norm
 from fastscnn.inference.engine import Engine, build_runtime
 from fastscnn.inference.fold import fold
 from fastscnn.network.model import FastSCNN
@@ -139,16 +138,6 @@ def labeller(
         return logits.argmax(1).to(torch.uint8)
 
     return run
-
-
-def without_batch_norm(model: FastSCNN) -> FastSCNN:
-    """A copy whose batch norms are folded by PyTorch's own means."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(getattr(module, "bn", None), torch.nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = None
-    return model
 
 
 def _eager(dtype: torch.dtype, channels_last: bool) -> Provider:

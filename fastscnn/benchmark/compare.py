@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastscnn.benchmark.memory import forget_peak, kept, peak
 from fastscnn.benchmark.provider import (
     Agreement,
     Case,
@@ -52,7 +51,7 @@ def compare(
     *,
     tick: Callable[[str], None] = lambda name: None,
 ) -> list[Row]:
-    """A row per provider, all measured in turns.
+    """A row per provider, all measured in turns, by an allocator that keeps memory.
 
     `model` is float32 on the CPU, not fused. A provider whose labels cannot be the reference's has
     no speed: it is skipped, and says so. `tick` is told what happens next.
@@ -61,7 +60,7 @@ def compare(
     found: dict[str, tuple[float | None, Agreement]] = {}
     skipped: dict[str, str] = {}
     names = []
-    with torch.inference_mode():
+    with torch.inference_mode(), kept():
         tick("reference")
         logits = model(reference.normalize(case.frame, model.config.mean, model.config.std))
         for p in providers:
@@ -90,22 +89,3 @@ def compare(
         else Row(name, [], None, None, skipped[name])
         for name in names
     ]
-
-
-def forget_peak() -> None:
-    """Gives unused memory back and starts the count anew, where the system lets us."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        pass
-
-
-def peak() -> float | None:
-    """The most memory that the process has held since, in MB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    held = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return held[0] / 1e3 if held else None

@@ -26,13 +26,18 @@ def infos(threads: int = 1, **ms: float) -> list[dict[str, Any]]:
 
 
 def test_every_peer_is_held_against_ours_of_its_precision() -> None:
-    found = infos(ours=10.0, ours_int8=4.0, openvino=25.0, openvino_int8=6.0)
+    found = infos(
+        **{"ours": 10.0, "ours_bf16": 7.0, "ours_int8": 4.0},
+        **{"openvino": 25.0, "openvino_bf16": 14.0, "openvino_int8": 6.0},
+    )
     lines = report.networks(found).splitlines()
     assert lines[0] == "| ms | 256x512, 1 thread | equal labels |"
     assert lines[2:] == [
         "| ours | **10.0** | 99.00 % |",
+        "| ours bf16 | **7.0** | 99.00 % |",
         "| ours int8 | **4.0** | 99.00 % |",
         "| openvino | 25.0 (2.50x) | 99.00 % |",
+        "| openvino bf16 | 14.0 (2.00x) | 99.00 % |",
         "| openvino int8 | 6.0 (1.50x) | 99.00 % |",
     ]
     said = report.slower_somewhere(found)
@@ -55,6 +60,14 @@ def test_the_short_table_has_its_own_rows_and_columns() -> None:
 
 def test_the_papers_figures_stand_beside_ours() -> None:
     row = {"size": [512, 1024], "output": "labels", "threads": 2, "mean_fps": 41.26}
-    assert (
-        report.paper([row]).splitlines()[-1] == "| 512x1024 | labels | 2 threads | 41.3 | 285.8 |"
-    )
+    rows = [{**row, "median_ms": 24.18}, {**row, "output": "probabilities", "median_ms": 30.0}]
+    assert report.paper(rows).splitlines()[2:] == [
+        "| 512x1024 | labels | 2 threads | 41.3 | 24.2 | 285.8 |",
+        "| 512x1024 | probabilities | 2 threads | 41.3 | 30.0 | 266.3 |",
+    ]
+
+
+def test_accuracy_is_shown_in_per_cent() -> None:
+    row = {"provider": "ours int8", "miou": 0.7453, "equal": 0.9978, "worst": 0.996}
+    last = report.accuracy([row]).splitlines()[-1]
+    assert last == "| ours int8 | 74.53 % | 99.78 % | 99.60 % |"
