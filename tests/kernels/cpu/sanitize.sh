@@ -4,6 +4,7 @@
 set -eu
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 python=$(command -v "${1:-$root/.venv/bin/python}")
+python=$(cd "$(dirname "$python")" && pwd)/${python##*/}
 build=$root/build/sanitize
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTSCNN_CUDA=0 \
     -DFASTSCNN_SANITIZE=1 -DPython_EXECUTABLE="$python" \
