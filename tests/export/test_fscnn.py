@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from export_networks import network
@@ -16,8 +18,11 @@ from fastscnn.checkpoints.card import Card
 from fastscnn.cli import main
 from fastscnn.export import fscnn
 from fastscnn.export.compare import SIZES, ExportError
+from fastscnn.export.subject import open_subject
 from fastscnn.export.verify import verify
 from fastscnn.inference.ranges import int8_inputs
+from fastscnn.media.demo import street_scene
+from fastscnn.network.blocks import resize
 from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels import extension
@@ -52,6 +57,19 @@ def test_the_file_says_what_its_format_says(tmp_path: Path) -> None:
         data[148 + 57 : 148 + 57 + 38]
         == b"a\0b\0c\0d\0e\0f\0g\0h\0i\0j\0k\0l\0m\0n\0o\0p\0q\0r\0s\0"
     )
+
+
+def test_a_file_is_run_at_its_working_size(tmp_path: Path) -> None:
+    net = copy.deepcopy(network("paper"))
+    net.card = Card(net.config, 19, size=(64, 128))
+    (tmp_path / "net.fscnn").write_bytes(fscnn.encode(net))
+    subject = open_subject(tmp_path / "net.fscnn")
+    frames = np.stack([street_scene(96, 150, seed) for seed in range(2)])
+    with torch.no_grad():
+        scores = net.scores(net.preprocess(frames, size=(64, 100)))
+        expected = resize(scores, (96, 150), net.config.head_align_corners).numpy()
+    assert subject.working_side == 64
+    assert np.abs(subject.run(frames) - expected).max() < 1e-4 * np.ptp(expected)
 
 
 def test_the_file_has_mean_std_and_the_cards_ranges() -> None:

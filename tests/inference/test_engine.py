@@ -159,8 +159,9 @@ def test_frozen_until_refresh() -> None:
 
 
 def test_forks_share_weights_not_buffers(model: FastSCNN) -> None:
-    engine = Engine(model)
+    engine = Engine(model, max_graphs=3)
     fork = engine.fork(outputs=("labels", "confidence"))
+    assert fork.max_graphs == 3
     f = frames(1, 32, 32)
     a, b = engine(f), fork(f)
     assert list(b) == ["labels", "confidence"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -51,6 +53,12 @@ def test_a_residual_is_read_too() -> None:
     pixels, weights = 64 * 128, 9 * 384 + 384 + 384 * 64 + 64
     added = [r.bytes / 2 - weights - 64 * pixels - 384 * r.input[2] * r.input[3] for r in blocks]
     assert added == [0, 64 * pixels, 64 * pixels]
+
+
+def test_a_strided_layer_computes_what_it_gives() -> None:
+    layers = [r for r in plan(PAPER, 19, (256, 512), ops=TRITON) if r.op == "depthwise_conv"]
+    assert any(r.input != r.output for r in layers)
+    assert all(r.flops == 2 * 9 * math.prod(r.output) for r in layers)
 
 
 def by_cuda(rows: list[Row]) -> list[str]:

@@ -225,12 +225,28 @@ def test_preprocess_by_hand() -> None:
     assert len(np.unique(found)) > 1
 
 
-def test_threads_give_the_same_labels(models: tuple[FastSCNN, ...]) -> None:
+def test_a_rounded_model_gets_its_dtype_and_gives_exact_shares() -> None:
+    model = FastSCNN(3).to(torch.bfloat16).eval()
+    x = model.preprocess(frame())
+    assert x.dtype == torch.bfloat16
+    shares = model.probabilities(x)
+    assert shares.dtype == torch.float32
+    assert (shares.sum(1) - 1).abs().max() < 1e-5
+
+
+def test_threads_give_the_same_labels(
+    models: tuple[FastSCNN, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
     for model in models:
         a, b = (model.segment(frame(), threads=t) for t in (1, 2))
         assert np.array_equal(a, b)
     assert torch.get_num_threads() == before
+    asked: list[int | None] = []
+    given = models[0]._labels
+    monkeypatch.setattr(models[0], "_labels", lambda *args: asked.append(args[3]) or given(*args))
+    models[0].segment([frame(), frame()], threads=3)
+    assert asked == [3, 3]
     with pytest.raises(ValueError, match="threads=0"):
         models[0].segment(frame(), threads=0)
 
