@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -167,6 +168,10 @@ class _Blank:
 
 
 def _read_torch(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript program: save the state_dict() of what torch.jit.load gives"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -183,6 +188,13 @@ def _read_torch(path: Path) -> tuple[Any, dict[str, Any] | None]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     card = content.get("card") if isinstance(content, Mapping) else None
     return content, card if isinstance(card, dict) else None
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _objects_in(path: Path) -> list[str]:

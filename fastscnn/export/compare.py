@@ -31,18 +31,24 @@ class ExportError(ValueError):
     """A file that does not compute what the model computes; nothing was written."""
 
 
+class NotRun(ValueError):
+    """A file that does not run on frames of the sizes that it declares."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One check: the frames' shape, the share of equal labels, and the largest difference.
 
     `error` is relative to the range of the values, of class scores where the file gives labels
     only; None where those cannot be seen either. `half` is of files that compute in 16 bits.
+    `trouble` says why the file does not run on such frames.
     """
 
     shape: tuple[int, int, int]
     labels: float
     error: float | None
     half: bool = False
+    trouble: str = ""
 
     @property
     def passed(self) -> bool:
@@ -56,8 +62,11 @@ class Row:
 
     def __str__(self) -> str:
         n, h, w = self.shape
-        error = "-" if self.error is None else f"{self.error:.1e}"
-        return f"{n} x {f'{h}x{w}':<9} {self.labels:9.4%} labels equal, largest difference {error}"
+        frames = f"{n} x {f'{h}x{w}':<9}"
+        if self.trouble:
+            return f"{frames} {self.trouble}"
+        error = "" if self.error is None else f", values within {self.error:.1e} of their range"
+        return f"{frames} {self.labels:9.4%} labels equal{error}"
 
 
 def check_sizes(subject: Subject) -> Sequence[Size]:
@@ -120,21 +129,29 @@ class Seen:
 
 
 def look(subject: Subject, net: FastSCNN, frames: np.ndarray) -> Seen:
-    """Run a file; where it takes tensors, frames are normalised as `net` has it."""
+    """Run a file; where it takes tensors, frames are normalised as `net` has it.
+
+    Raises NotRun where it fails, and ValueError where its output is of another kind or count.
+    """
     x = frames if subject.input == "frame" else Reference(net).input(subject, frames).numpy()
-    output, maps = torch.from_numpy(np.asarray(subject.run(x))), subject.maps(x)
     n, h, w = frames.shape[:3]
-    if output.shape == (n, h, w, net.num_classes) and output.is_floating_point():
-        output = output.permute(0, 3, 1, 2)  # as other frameworks lay it
-    if output.is_floating_point() and output.dim() == 4 and len(output) == n:
-        classes = output.shape[1]
-    elif not output.is_floating_point() and output.shape in ((n, h, w), (n, 1, h, w)):
-        output = output.reshape(n, h, w)
+    try:
+        output, maps = torch.from_numpy(np.asarray(subject.run(x))), subject.maps(x)
+    except Exception as error:  # of the runtimes' own kinds
+        raise NotRun(" ".join(str(error).split())[:160]) from error
+    floats, one = output.is_floating_point(), output.numel() == n * h * w
+    if one and (not floats or (net.num_classes > 1 and torch.equal(output, output.round()))):
+        output = output.reshape(n, h, w).long()  # labels, of whatever type
         classes = maps[-1][1].shape[1] if maps else net.num_classes
+    elif floats and output.shape == (n, h, w, net.num_classes):
+        output = output.permute(0, 3, 1, 2)  # as other frameworks lay it
+        classes = net.num_classes
+    elif floats and output.dim() == 4 and len(output) == n:
+        classes = output.shape[1]
     else:
         raise ValueError(
-            f"the file gives {list(output.shape)} for {n} frames of {h}x{w}: expected a label or "
-            "a value of each class for every pixel"
+            f"the file gives {list(output.shape)} for {n} x {h}x{w}: expected a label or a value "
+            "of each class for every pixel"
         )
     if classes != net.num_classes:
         raise ValueError(
@@ -142,6 +159,16 @@ def look(subject: Subject, net: FastSCNN, frames: np.ndarray) -> Seen:
             "--against"
         )
     return Seen(frames, output, maps)
+
+
+def hold(subject: Subject, net: FastSCNN, frames: np.ndarray) -> tuple[Row, Seen | None]:
+    """One check, and what was seen in it: nothing where the file does not run, as the row says."""
+    try:
+        seen = look(subject, net, frames)
+    except NotRun as error:
+        n, h, w = frames.shape[:3]
+        return Row((n, h, w), 0, None, trouble=f"does not run: {error}"), None
+    return judge(subject, Reference(net), seen), seen
 
 
 def judge(subject: Subject, reference: Reference, seen: Seen) -> Row:

@@ -56,8 +56,8 @@ def build(
     n, (h, w) = batch or "batch", size or ("height", "width")
     if input == "frame":
         inlet = helper.make_tensor_value_info("frame", TensorProto.UINT8, [n, h, w, 3])
-        out_size = g.node("Shape", "frame", start=1, end=3)
         x = g.node("Cast", "frame", to=TensorProto.FLOAT) if tensorrt else "frame"
+        out_size = g.node("Shape", x, start=1, end=3)
         if working_side is None:  # bytes are turned over, which is a quarter of the traffic
             x = g.node("Transpose", x, perm=[0, 3, 1, 2])
             x = x if tensorrt else g.node("Cast", x, to=TensorProto.FLOAT)

@@ -25,6 +25,7 @@ from fastscnn_kernels import extension
 
 #: A convolution's weight shape, and what comes out of it and of its batch norm.
 Map = tuple[tuple[int, ...], np.ndarray]
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def of_onnx(model: Any, name: str) -> Subject:
         found: np.ndarray = session.run([output], {feed: inlet.taken(x)})[0]
         return found
 
-    half = any(
+    half = session.get_outputs()[0].type == "tensor(float16)" or any(
         w.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for w in weights
     )
     return Subject(inlet.kind, inlet.size, inlet.batch, side, run, maps, half=half)
@@ -210,7 +211,7 @@ def of_program(program: Any, side: int | None, name: str) -> Subject:
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return module(torch.from_numpy(inlet.taken(x))).numpy()
+            return _array(module(torch.from_numpy(inlet.taken(x))))
 
     def maps(x: np.ndarray) -> list[Map]:
         watcher = _Watcher(module)
@@ -218,7 +219,8 @@ def of_program(program: Any, side: int | None, name: str) -> Subject:
             watcher.run(torch.from_numpy(inlet.taken(x)))
         return watcher.found
 
-    half = any(t.dtype in (torch.float16, torch.bfloat16) for t in program.state_dict.values())
+    values = (n.meta.get("val") for n in module.graph.nodes)
+    half = any(isinstance(v, Tensor) and v.dtype in _HALF for v in values)
     return Subject(inlet.kind, inlet.size, inlet.batch, side, run, maps, half=half)
 
 
@@ -235,10 +237,16 @@ class _Watcher(torch.fx.Interpreter):
         if target.startswith(("aten.conv2d", "aten.convolution")):
             self.shapes[n] = tuple(self.env[cast(torch.fx.Node, args[1])].shape)
             if not any("batch_norm" in str(user.target) for user in n.users):
-                self.found.append((self.shapes[n], value.numpy()))
+                self.found.append((self.shapes[n], _array(value)))
         elif "batch_norm" in target and args[0] in self.shapes:
-            self.found.append((self.shapes[args[0]], value.numpy()))
+            self.found.append((self.shapes[args[0]], _array(value)))
         return value
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor, or the first of several; numpy has no bfloat16."""
+    tensor: Tensor = value[0] if isinstance(value, (tuple, list)) else value
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from fastscnn.checkpoints.card import Card
 from fastscnn.checkpoints.formats import write_atomically
-from fastscnn.export.compare import ExportError, Reference, Row, judge, look, pictures
+from fastscnn.classes import Classes
+from fastscnn.export.compare import ExportError, Row, hold, pictures
 from fastscnn.export.fscnn import export_fscnn, is_bfloat16
 from fastscnn.export.program import build_program
 from fastscnn.export.subject import Subject, need, of_onnx, of_program
@@ -55,9 +57,9 @@ def export(
         known = " or ".join(SUFFIXES)
         raise ValueError(f"{path}: unknown ending {path.suffix!r}; expected {known}")
     if suffix != ".onnx" and options.tensorrt:
-        raise ValueError(f"{path}: --for tensorrt is of .onnx files: leave it out")
+        raise ValueError(f"{path}: --for tensorrt is for .onnx files: leave it out")
     if suffix != ".fscnn" and is_bfloat16(model):
-        raise ValueError(f"{path}: --bf16 is of .fscnn files: leave it out")
+        raise ValueError(f"{path}: --bf16 is for .fscnn files: leave it out")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give a file's name")
     if path.exists() and not force:
@@ -87,10 +89,7 @@ def export(
 
 def check(model: FastSCNN, subject: Subject, frames: Sequence[Path] = ()) -> list[Row]:
     """Hold what was built against the model on drawn frames, or those of image files."""
-    rows = []
-    for batch in pictures(subject, frames):
-        rows.append(judge(subject, Reference(model), look(subject, model, batch)))
-    return rows
+    return [hold(subject, model, batch)[0] for batch in pictures(subject, frames)]
 
 
 def _onnx(
@@ -139,12 +138,13 @@ def _fscnn(model: FastSCNN, path: Path, options: Options, force: bool) -> list[R
 
 
 def _metadata(model: FastSCNN, side: int | None) -> dict[str, Any]:
-    card = model.card
+    card = model.card or Card(model.config, model.num_classes)
+    classes = Classes.for_count(model.num_classes, card.classes, card.colors)
     return {
         "version": __version__,
-        "layout": card.source if card else "",
-        "classes": list(card.classes) if card else [],
-        "colors": [list(c) for c in card.colors] if card else [],
+        "layout": card.source,
+        "classes": list(classes.names),
+        "colors": [list(c) for c in classes.colors],
         "mean": list(model.config.mean),
         "std": list(model.config.std),
         "working_side": side,

@@ -127,6 +127,14 @@ def test_what_the_backbone_alone_fits_is_nearest_to_a_segmentation(tmp_path: Pat
         load(tmp_path / "half.pth")
 
 
+def test_torchscript_is_no_state_dict(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.jit.trace(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 8, 8)).save(tmp_path / "net.pt")
+    recwarn.clear()
+    with pytest.raises(CheckpointError, match=r"net\.pt is a TorchScript program: save"):
+        load(tmp_path / "net.pt")
+    assert not recwarn.list
+
+
 def test_more_classes_than_labels_hold_are_refused(tmp_path: Path, tramac: Path) -> None:
     state = torch.load(tramac, weights_only=True)
     state["classifier.conv.1.weight"] = torch.zeros(300, 128, 1, 1)

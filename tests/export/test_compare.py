@@ -99,7 +99,7 @@ def test_the_engines_file_has_its_ranges(model: FastSCNN) -> None:
     before, model.card = model.card, replace(model.card, ranges=ranges)
     data = fscnn.encode(model)
     model.card = before
-    at = 24 + 16 * 4 + 6 * 8
+    at = 24 + 17 * 4 + 6 * 8
     assert struct.unpack_from("<i", plain, at)[0] == 0
     assert struct.unpack_from("<i", data, at)[0] == len(names)
     spans = struct.unpack_from(f"<{2 * len(names)}d", data, at + 8)

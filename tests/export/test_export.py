@@ -15,6 +15,7 @@ from export_networks import network
 from PIL import Image
 
 from fastscnn.checkpoints.card import Card
+from fastscnn.classes import CITYSCAPES
 from fastscnn.cli import main
 from fastscnn.export import write
 from fastscnn.export.compare import SIZES, ExportError, Row, _error
@@ -55,6 +56,14 @@ def test_the_metadata_say_what_a_reader_needs(tmp_path: Path) -> None:
         "std": [0.229, 0.224, 0.225],
         "working_side": None,
     }
+
+
+def test_classes_that_a_checkpoint_does_not_name_are_those_of_segment(tmp_path: Path) -> None:
+    """Most published files have 19 classes and no names."""
+    write.export(network("tramac"), tmp_path / "net.onnx", write.Options(size=(64, 64)))
+    found = known(tmp_path / "net.onnx")
+    assert found["classes"] == list(CITYSCAPES.names)
+    assert found["colors"] == [list(color) for color in CITYSCAPES.colors]
 
 
 def test_a_check_passes_by_labels_and_by_values() -> None:

@@ -107,7 +107,7 @@ def test_bfloat16_of_other_files_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "camvid", "-o", str(tmp_path / "a.onnx"), "--bf16"]) == 2
-    assert "--bf16 is of .fscnn files" in capsys.readouterr().err
+    assert "--bf16 is for .fscnn files" in capsys.readouterr().err
 
 
 def test_a_file_that_differs_is_not_written(

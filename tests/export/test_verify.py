@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from export_networks import network
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+from torch.export import Dim
 
 from fastscnn.checkpoints import convert, save
 from fastscnn.cli import main
@@ -242,6 +244,74 @@ def test_foreign_graphs_are_seen_by_the_order_of_their_convolutions(
     torch.onnx.export(Foreign(network("paper")).eval(), (x,), tmp_path / "b.onnx", **how)
     report = verify(tmp_path / "b.onnx", str(weights))
     assert_named(report, "normalisation: done a second time inside", STEM)
+
+
+class Ending(nn.Module):
+    """A network and what others do to its logits."""
+
+    def __init__(self, end: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.end = network("paper"), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.net(x))
+
+
+#: What other programs give in place of logits.
+ENDINGS: dict[str, Callable[[Tensor], Any]] = {
+    "a tuple": lambda y: (y, y[:, :1]),
+    "labels of one frame": lambda y: y.argmax(1).squeeze(0),
+    "labels as channels": lambda y: y.argmax(1)[..., None].to(torch.int32),
+    "labels as floats": lambda y: y.argmax(1).float(),
+    "float16": lambda y: y.half(),
+    "bfloat16": lambda y: y.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_foreign_outputs(tmp_path: Path, weights: Path, ending: str) -> None:
+    module = Ending(ENDINGS[ending]).eval()
+    program = torch.export.export(module, (torch.randn(1, 3, 64, 96),))
+    torch.export.save(program, tmp_path / "a.pt2")
+    report = verify(tmp_path / "a.pt2", str(weights))
+    assert report.equal, str(report)
+    assert report.rows[0].half == ending.endswith("float16")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_were_made_for_one_size(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Free axes in name only: the output keeps its size, or another one cannot be run at all."""
+    fixed: dict[str, Callable[[Tensor], Any]] = {
+        "sampled": lambda y: F.interpolate(y, (64, 96), mode="bilinear"),
+        "reshaped": lambda y: y.reshape(1, 19, 64 * 96).reshape(1, 19, 64, 96),
+    }
+    how: dict[str, Any] = {"dynamic_axes": {"x": {0: "n", 2: "h", 3: "w"}}, "dynamo": False}
+    x = torch.randn(1, 3, 64, 96)
+    for name, end in fixed.items():
+        path = tmp_path / f"{name}.onnx"
+        torch.onnx.export(Ending(end).eval(), (x,), path, input_names=["x"], **how)
+    assert main(["verify", str(tmp_path / "sampled.onnx"), "--against", str(weights)]) == 1
+    out = capsys.readouterr().out
+    assert out.endswith("different\nit gives 64x96 for frames of every size: it was made for one\n")
+    assert main(["verify", str(tmp_path / "reshaped.onnx"), "--against", str(weights)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "100.0000% labels equal" in lines[0]
+    assert ["does not run" in line for line in lines[:6]] == [False, True, True, True, True, True]
+    assert lines[6].startswith("different: it does not run on all of these frames")
+
+
+def test_a_program_for_multiples_of_32(tmp_path: Path, weights: Path) -> None:
+    """Its own condition does not end in a traceback; nothing runs it at 33x33."""
+    sizes = {2: 32 * Dim("h", min=2), 3: 32 * Dim("w", min=2)}
+    x = torch.randn(1, 3, 64, 96)
+    program = torch.export.export(network("paper"), (x,), dynamic_shapes=(sizes,))
+    torch.export.save(program, tmp_path / "a.pt2")
+    report = verify(tmp_path / "a.pt2", str(weights))
+    assert [row.shape[1:] for row in report.rows if row.passed] == [(64, 96), (96, 256)]
+    assert "1 x 101x139   does not run: " in str(report)
+    assert not report.equal
 
 
 def test_other_weights_are_told_from_slips(tmp_path: Path, weights: Path) -> None:
