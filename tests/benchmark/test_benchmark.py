@@ -4,6 +4,8 @@ ratios."""
 from __future__ import annotations
 
 import json
+import platform
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ import fastscnn
 from fastscnn.benchmark import cpu, timing
 from fastscnn.benchmark.compare import compare
 from fastscnn.benchmark.cpu import PROVIDERS
+from fastscnn.benchmark.memory import kept
 from fastscnn.benchmark.provider import Case, Provider, Unavailable, agreement
 from fastscnn.checkpoints.files import save
 from fastscnn.cli import main
 from fastscnn.media.demo import street_scene
+from fastscnn.network.config import PRESETS
 from fastscnn.network.model import FastSCNN
 from fastscnn_kernels.reference import normalize
 
@@ -52,6 +56,34 @@ def test_every_way_gives_the_references_labels(model: FastSCNN, case: Case, name
     assert row.agreement is not None
     assert row.agreement.equal > (0.9999 if PROVIDERS[name].exact else 0.9)
     assert len(row.seconds) == 1
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "channels_last"])
+def test_ways_out_follow_the_networks_corners(case: Case, name: str) -> None:
+    torch.manual_seed(0)
+    net = FastSCNN(7, config=PRESETS["tramac"]).eval().requires_grad_(False)
+    (row,) = compare(net, case, [PROVIDERS[name]], 1)
+    if "not installed" in row.skipped:
+        pytest.skip(row.skipped)
+    assert row.agreement is not None, row.skipped
+    assert row.agreement.equal > 0.999
+
+
+def test_memory_is_kept_while_ways_are_compared() -> None:
+    """A second block of 64 MB finds the pages of the first; afterwards, as before, it does not."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the allocator is glibc's")
+
+    def faults() -> int:
+        torch.ones(1 << 24)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    usual = faults()
+    with kept():
+        assert faults() < 0.1 * usual
+    assert faults() > 0.5 * usual
 
 
 def test_wrong_labels_have_no_speed(model: FastSCNN, case: Case) -> None:
