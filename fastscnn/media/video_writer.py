@@ -14,9 +14,10 @@ import numpy as np
 
 from fastscnn.media.video import pyav
 
-#: In pieces of a second while it is written; an ordinary file when closed.
+#: In pieces of a second while it is written; an ordinary file when closed. With the first piece
+#: inside the index (no delay_moov), players would skip it in a file that nobody closed.
 _PLAYABLE_WHILE_WRITTEN = {
-    "movflags": "hybrid_fragmented+negative_cts_offsets",
+    "movflags": "hybrid_fragmented+delay_moov",
     "use_editlist": "1",  # sound begins before 0 where its codec says so
     "frag_duration": "1000000",
     "flush_packets": "1",
@@ -129,6 +130,8 @@ class VideoWriter:
                 self._sound[source.index] = self._container.add_stream_from_template(source)
             except ValueError:
                 self.left_out.append(source.codec_context.name)
+        self._container.start_encoding()
+        self._container.flags |= pyav().container.Flags.auto_bsf.value  # ADTS sound of a .ts needs it
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

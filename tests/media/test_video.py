@@ -214,15 +214,22 @@ def test_unreadable_clips_say_why(tmp_path: Path) -> None:
 
 
 def test_a_file_under_way_can_be_played(tmp_path: Path) -> None:
-    """As after a crash or a power cut: nobody closes it."""
-    rng = np.random.default_rng(0)
-    writer = VideoWriter(tmp_path / "a.mp4", Fraction(10))
-    for _ in range(90):
-        writer.write(rng.integers(0, 256, (64, 96, 3), np.uint8))
-    (under_way,) = tmp_path.iterdir()
-    assert len(read(under_way)[1]) >= 30
+    """As after a crash or a power cut: nobody closes it. From its first frame on, in time."""
+    write_clip(tmp_path / "source.mp4", shades(90), sound="aac")
+    with VideoReader(tmp_path / "source.mp4") as source:
+        writer = VideoWriter(
+            tmp_path / "a.mp4", source.rate, time_base=source.time_base, sound=source.sound
+        )
+        for frame in source:
+            writer.write(frame.pixels, frame.pts, frame.duration)
+            writer.write_sound(source.take_sound())
+    (under_way,) = tmp_path.glob(".a*")
+    early, heard = times(under_way), sound_packets(under_way)
     writer.close()
-    assert len(read(tmp_path / "a.mp4")[1]) == 90
+    assert 30 <= len(early) < 90
+    assert early == times(tmp_path / "a.mp4")[: len(early)]
+    assert 100 < len(heard)
+    assert heard == sound_packets(tmp_path / "a.mp4")[: len(heard)]
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
