@@ -131,7 +131,9 @@ class VideoWriter:
             except ValueError:
                 self.left_out.append(source.codec_context.name)
         self._container.start_encoding()
-        self._container.flags |= pyav().container.Flags.auto_bsf.value  # ADTS sound of a .ts needs it
+        self._container.flags |= (
+            pyav().container.Flags.auto_bsf.value
+        )  # ADTS sound of a .ts needs it
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
